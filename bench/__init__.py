@@ -1,0 +1,1 @@
+"""tmrl-bench: which way of pretraining and fine-tuning makes a robot policy learn fastest from reinforcement?"""

@@ -1,0 +1,298 @@
+"""The command line. Bad input gets one line and exit code 2; a failed cell exit code 1; Ctrl-C 130."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bench import config as cfg
+from bench import registry
+from bench.plan import PROFILES, SEEDS, Cell, Plan, Request, all_keys, default_jobs, make_plan, parse_seeds
+from bench.store import Store, read_json
+from bench.types import InputError, Stopped
+
+RESULTS = "results/runs"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that answers a mistake with one line and the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        words = message.split()
+        wrong = next((w for w in words if w.startswith("--")), "")
+        options = [o for action in self._actions for o in action.option_strings]
+        guess = cfg.nearest(wrong, options) if wrong and wrong not in options else ""
+        raise InputError(f"{message}{guess}; see `{self.prog} --help`")
+
+
+def parser() -> Parser:
+    """All subcommands and options."""
+    top = Parser(prog="python -m bench", description=__import__("bench").__doc__)
+    commands = top.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a comparison; finished work is skipped, a killed run goes on")
+    run.add_argument("--methods", default="all", help="all, or ids separated by commas (default: all)")
+    run.add_argument("--tasks", help="all, suites or suite/task, separated by commas (default: the profile's tasks)")
+    run.add_argument("--seeds", help="a number of seeds (5) or a list (0,3,7) (default: the profile's)")
+    run.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (default: quick)")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a configuration key")
+    run.add_argument("--config", type=Path, help="a TOML file with the same keys; [run] and [tasks] tables are known")
+    run.add_argument("--jobs", type=int, default=default_jobs(), help="worker processes (default: the cores)")
+    run.add_argument("--dry-run", action="store_true", help="show the cells and stages, and run nothing")
+    run.add_argument("--no-tracking", action="store_true", help="do not log to MLflow (`sync` can do it later)")
+
+    report = commands.add_parser("report", help="tables, figures and one HTML page of a run")
+    report.add_argument("--out", type=Path, help="folder to write to (default: report/ in the run's folder)")
+    sync = commands.add_parser("sync", help="bring MLflow up to date with the files of a run")
+    ui = commands.add_parser("ui", help="start the MLflow UI on what was run")
+    ui.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default: 5000)")
+    show = commands.add_parser("show", help="the cells of a run: status, success, failures")
+    show.add_argument("run", nargs="?", help="id of the run (default: the latest)")
+    for command in (report, sync, ui):
+        command.add_argument("--run", help="id of the run (default: the latest)")
+    for command in (run, sync, ui):
+        command.add_argument("--tracking-uri", help="MLflow store or server (default: mlflow.db in the results folder)")
+    listing = commands.add_parser("list", help="methods, tasks, profiles and runs")
+    listing.add_argument("--keys", action="store_true", help="every configuration key with default, unit and range")
+    for command in (run, report, sync, ui, show, listing):
+        command.add_argument("--results", type=Path, default=Path(RESULTS), help=f"results folder (default: {RESULTS})")
+    commands.add_parser("doctor", help="check versions and suites, and say how to mend them")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    try:
+        args = parser().parse_args(argv)
+        command = globals()[f"command_{args.command}"]
+        return int(command(args))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, Stopped):
+        print("stopped; the state is saved, the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def request_of(args: argparse.Namespace) -> Request:
+    """The request from command line and configuration file; the command line wins."""
+    file = cfg.read_toml(args.config) if args.config else {}
+    known = {"methods", "tasks", "seeds", "profile"}
+    wanted = file.pop("run", {})
+    for key in set(wanted) - known:
+        raise InputError(f"{args.config}: unknown key 'run.{key}'{cfg.nearest(key, known)}")
+    per_task = {registry.task(name).id: cfg.flat(values) for name, values in file.pop("tasks", {}).items()}
+    profile = args.profile if args.profile != "quick" else wanted.get("profile", "quick")
+    methods = args.methods if args.methods != "all" else _joined(wanted.get("methods", "all"))
+    tasks = args.tasks or _joined(wanted.get("tasks")) or None
+    overrides = cfg.flat(file) | dict(_pair(text) for text in args.set)
+    if profile not in PROFILES:
+        raise InputError(f"unknown profile {profile!r}{cfg.nearest(profile, PROFILES)}; known: {', '.join(PROFILES)}")
+    seeds = args.seeds or _joined(wanted.get("seeds")) or str(SEEDS[profile])
+    return Request(
+        registry.select_methods(methods), registry.select_tasks(tasks, profile), parse_seeds(seeds), profile,
+        overrides, per_task,
+    )  # fmt: skip
+
+
+def _joined(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise InputError(f"--set {text!r}: write KEY=VALUE, such as --set {all_keys()[0]}=8")
+    return key.strip(), value
+
+
+def command_run(args: argparse.Namespace) -> int:
+    """Plan, run, report."""
+    plan = make_plan(request_of(args))
+    if args.jobs < 1:
+        raise InputError(f"--jobs {args.jobs}: give at least 1")
+    if args.dry_run:
+        return _dry(plan, Store(args.results))
+    from bench import report
+    from bench.executor import Board, Executor
+    from bench.screen import duration, screen
+
+    store, begun = Store(args.results), time.monotonic()
+    board = Board(plan)
+    executor = Executor(store, plan, args.jobs, board)
+    folder = plan.write(store)
+    left = sum(s.state != "done" for s in board.units.values())
+    print(f"run {plan.run_id}: {len(plan.cells)} cells, {left} of {len(board.units)} stages to do, in {folder}")
+    try:
+        with _tracking(args, store, folder), screen(board):
+            executor.run()
+    finally:
+        if left and not executor.stopping.is_set():
+            print(f"{duration(time.monotonic() - begun)} with {args.jobs} workers")
+    page = report.write(store, folder, folder / "report")
+    print((folder / "report" / "report.md").read_text())
+    print(f"report: {page}\ncompare in MLflow: python -m bench ui" + _results_option(args))
+    return _failures(plan, board)
+
+
+def _results_option(args: argparse.Namespace) -> str:
+    return "" if str(args.results) == RESULTS else f" --results {args.results}"
+
+
+def _tracking(args: argparse.Namespace, store: Store, folder: Path) -> Any:
+    from contextlib import nullcontext
+
+    from bench import tracking
+
+    return nullcontext() if args.no_tracking else tracking.Live(store, folder, args.tracking_uri)
+
+
+def _failures(plan: Plan, board: Any) -> int:
+    """One line per failed cell on stderr; 1 if there are any."""
+    count = 0
+    for cell in plan.cells:
+        for unit in cell.units:
+            status = board.units[(unit.stage, unit.key)]
+            if status.state == "failed":
+                print(f"failed: {cell.name}: {unit.stage}: {status.error}", file=sys.stderr)
+                count += 1
+    return 1 if count else 0
+
+
+def _dry(plan: Plan, store: Store) -> int:
+    for cell in plan.cells:
+        stages = ", ".join(f"{u.stage} {store.entry(u.stage, u.key).status()}" for u in cell.units)
+        print(f"{cell.name}: {stages}")
+    print(f"run {plan.run_id}: {len(plan.cells)} cells, {len(plan.units)} stages")
+    return 0
+
+
+def chosen_run(store: Store, name: str | None) -> Path:
+    """The folder of the run of that id, or of the latest."""
+    runs = store.runs()
+    if not runs:
+        raise InputError(f"no run in {store.root}; start one with `python -m bench run`")
+    if name is None:
+        return runs[-1]
+    found = {p.name: p for p in runs}
+    if name not in found:
+        raise InputError(f"no run {name!r} in {store.root}{cfg.nearest(name, found)}; `bench list` shows all")
+    return found[name]
+
+
+def existing(path: Path) -> Store:
+    """The results folder, which must be there already."""
+    if not path.is_dir():
+        raise InputError(f"results folder {path}: not there; start a run first, or name another with --results")
+    return Store(path)
+
+
+def command_report(args: argparse.Namespace) -> int:
+    """Write the report of a run."""
+    from bench import report
+
+    store = existing(args.results)
+    folder = chosen_run(store, args.run)
+    out = args.out or folder / "report"
+    print(f"report: {report.write(store, folder, out)}")
+    return 0
+
+
+def command_sync(args: argparse.Namespace) -> int:
+    """Bring MLflow up to date."""
+    from bench import tracking
+
+    store = existing(args.results)
+    folder = chosen_run(store, args.run)
+    points = tracking.sync(store, folder, args.tracking_uri or tracking.default_uri(store))
+    print(f"{folder.name}: {points} new points")
+    return 0
+
+
+def command_ui(args: argparse.Namespace) -> int:
+    """Start the MLflow UI."""
+    from bench import tracking
+
+    store = existing(args.results)
+    folder = chosen_run(store, args.run)
+    return int(tracking.ui(store, args.tracking_uri or tracking.default_uri(store), args.port, folder))
+
+
+def command_show(args: argparse.Namespace) -> int:
+    """The cells of a run."""
+    store = existing(args.results)
+    folder = chosen_run(store, args.run)
+    record = read_json(folder / "run.json")
+    print(f"run {folder.name} ({' '.join(record['command'])}), commit {record['commit']}")
+    for cell in record["cells"]:
+        print("  " + _cell_line(store, cell))
+    return 0
+
+
+def _cell_line(store: Store, cell: dict[str, Any]) -> str:
+    """One cell: where it stands and the success of its latest point."""
+    name = f"{cell['method']} on {cell['task']}, seed {cell['seed']}"
+    for stage, key in cell["stages"].items():
+        entry = store.entry(stage, key)
+        status = entry.status()
+        if status == "failed":
+            return f"{name}: {stage} failed: {entry.failure().strip().splitlines()[-1]}"
+        if status != "done" and stage != "finetune":
+            return f"{name}: {stage} {status}"
+    points = entry.file("points.json")
+    if not points.exists():
+        return f"{name}: {stage} {status}"
+    latest = __import__("json").loads(points.read_text())[-1]
+    return f"{name}: {status}, success {latest['success_rate']:.2f} at {latest['control_steps']} control steps"
+
+
+def command_list(args: argparse.Namespace) -> int:
+    """What there is."""
+    if args.keys:
+        from bench.plan import Settings
+
+        rows = cfg.describe(Settings, "")
+        for name, module in registry.methods().items():
+            rows += cfg.describe(module.Config, f"{name}.")
+        for key, default, help in rows:
+            print(f"{key:32} {default:24} {help}")
+        return 0
+    print("methods")
+    for name, module in registry.methods().items():
+        print(f"  {name:18} {module.paper}")
+    print("tasks")
+    for task in registry.tasks().values():
+        print(f"  {task.id:42} demonstrations: {task.demonstrations}; fine-tuning: {task.finetuning}")
+    print("profiles")
+    for name in PROFILES:
+        tasks = registry.select_tasks(None, name)
+        print(f"  {name:10} {SEEDS[name]} seeds: {', '.join(tasks)}")
+    if args.results.is_dir():
+        print("runs")
+        for folder in Store(args.results).runs():
+            record = read_json(folder / "run.json")
+            print(f"  {folder.name:20} {len(record['cells'])} cells, {' '.join(record['command'])}")
+    return 0
+
+
+def command_doctor(args: argparse.Namespace) -> int:
+    """Check the installation; 1 if something is wrong."""
+    from bench import doctor
+
+    findings = doctor.examine()
+    for finding in findings:
+        print(
+            f"{'ok   ' if finding.ok else 'WRONG'} {finding.what}" + (f"\n      {finding.fix}" if finding.fix else "")
+        )
+    return 0 if all(f.ok for f in findings) else 1
+
+
+def cells_by_name(plan: Plan) -> dict[str, Cell]:
+    """Cell name → cell."""
+    return {cell.name: cell for cell in plan.cells}

@@ -1,0 +1,120 @@
+"""Which versions are here, which pairs do not work together, what a suite lacks, and the command that mends it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from ctypes.util import find_library
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from bench import registry
+
+# (package, versions that work, why) — measured; see docs/platform.md
+RULES = (
+    ("numpy", "<2", "robosuite's dependencies are built for numpy 1"),
+    ("mujoco", ">=3.3,<3.9", "robosuite 1.5.2 fails from 3.10 on, ogbench excludes 3.9.0"),
+    ("robosuite", "==1.5.2", "controllers and reset differ in others"),
+    ("ogbench", "==1.2.2", "mazes and oracles differ in others"),
+    ("stable-baselines3", "==2.9.2", "the engine builds on its internals"),
+    ("gymnasium", ">=1.4,<2", "autoreset and seeding differ in others"),
+    ("torch", "==2.13.0", "results are bit-equal within one version only"),
+    ("pandas", ">=3,<4", ""),
+    ("mlflow", ">=3.17,<4", ""),
+    ("optuna", ">=5,<6", ""),
+)
+# dm_control is built against one mujoco: mujoco → dm_control
+PAIRS = {"3.8.1": "1.0.41"}
+INSTALL = "python -m pip install -c constraints.txt"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    ok: bool
+    what: str
+    fix: str = ""
+
+
+def installed(names: list[str]) -> dict[str, str]:
+    """Distribution → version, for those that are here."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def check_versions(found: Mapping[str, str]) -> list[Finding]:
+    """Every rule against the versions given."""
+    findings = []
+    for name, wanted, why in RULES:
+        fix = install_command(name)
+        if name not in found:
+            findings.append(Finding(False, f"{name} is missing (needs {wanted})", fix))
+        elif Version(found[name].split("+")[0]) not in SpecifierSet(wanted):
+            findings.append(Finding(False, f"{name} {found[name]} does not fit: needs {wanted}; {why}", fix))
+        else:
+            findings.append(Finding(True, f"{name} {found[name]}"))
+    return findings + check_pairs(found)
+
+
+def check_pairs(found: Mapping[str, str]) -> list[Finding]:
+    """dm_control against mujoco."""
+    mujoco, control = found.get("mujoco"), found.get("dm_control")
+    if mujoco is None or control is None:
+        return [Finding(False, "dm_control or mujoco is missing", install_command("dm_control"))]
+    wanted = PAIRS.get(mujoco)
+    if wanted is None:
+        return [Finding(False, f"mujoco {mujoco} is not tried with any dm_control", f'{INSTALL} "mujoco==3.8.1"')]
+    if control != wanted:
+        text = f"dm_control {control} does not match mujoco {mujoco}: needs {wanted}"
+        return [Finding(False, text, f'{INSTALL} "dm_control=={wanted}"')]
+    return [Finding(True, f"dm_control {control} matches mujoco {mujoco}")]
+
+
+def install_command(name: str) -> str:
+    """The command that brings the package in the version that works."""
+    return f"{INSTALL} {'--no-deps ' if name == 'robosuite' else ''}{name}"
+
+
+def check_suites() -> list[Finding]:
+    """What each suite needs, and whether its simulator steps."""
+    findings = []
+    for name, suite in registry.suites().items():
+        missing = [need for need in suite.requires if need not in installed([need])]
+        if missing:
+            fix = "; ".join(install_command(need) for need in missing)
+            findings.append(Finding(False, f"suite {name}: lacks {', '.join(missing)}", fix))
+            continue
+        try:
+            env = suite.make(suite.tasks[0], 0)
+            env.reset(seed=0)
+            env.step(env.action_space.high * 0)
+            findings.append(Finding(True, f"suite {name}: steps"))
+        except Exception as error:
+            line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            findings.append(Finding(False, f"suite {name}: {line}", "python -m pip check"))
+    return findings
+
+
+def check_rendering() -> list[Finding]:
+    """Whether pictures of simulators can be made; nothing else needs it."""
+    if os.environ.get("DISPLAY") or find_library("EGL") or find_library("OSMesa"):
+        return [Finding(True, "rendering: a library is there")]
+    return [Finding(True, "rendering: none; only videos need it (Debian: apt-get install libosmesa6)")]
+
+
+def examine() -> list[Finding]:
+    """All findings."""
+    names = [name for name, _, _ in RULES] + ["dm_control"]
+    findings = check_versions(installed(names))
+    if all(f.ok for f in findings):
+        findings += check_suites()
+    return findings + check_rendering()

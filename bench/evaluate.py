@@ -1,0 +1,139 @@
+"""The one rollout loop: stored start states, a fixed quota of episodes each, success anywhere in an episode counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench import seeding
+from bench.config import option
+from bench.steering import decode, policy_noise, vectors
+from bench.types import Agent, BenchEnv, FloatArray, Policy, Progress, State, Task
+
+HALVES = ("selection", "report")
+Act = Callable[[FloatArray], FloatArray] | None
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How often and from how many stored states fine-tuning is evaluated."""
+
+    points: int = option(8, "evaluations during fine-tuning, evenly spaced, besides the one before it", low=1)
+    states: int = option(24, "stored start states per half that are used", low=1)
+    selection_states: int = option(8, "of the selection half", low=0)
+    attempts: int = option(1, "episodes from each state", low=1)
+    stored: int = option(50, "start states stored per half of a task", low=1)
+    envs: int = option(8, "environments stepped together", low=1)
+    deterministic: bool = option(True, "the agent's mode instead of a sample")
+
+
+@dataclass(frozen=True)
+class CoverageConfig:
+    """How coverage before RL is measured: K rollouts from each of several stored states."""
+
+    states: int = option(12, "report states", low=1)
+    selection_states: int = option(8, "selection states, on which σ is chosen", low=1)
+    attempts: int = option(8, "K: episodes from each state", low=1)
+    sigmas: tuple[float, ...] = option((0.0, 0.25, 0.5, 0.75, 1.0), "σ measured for policies that take one",
+        low=0.0, high=1.0)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished evaluation episode."""
+
+    start: int  # index of the stored start state
+    attempt: int
+    success: bool
+    length: int  # control steps
+    sigma: float  # mean over the decisions
+    first_chunk: FloatArray  # (H, A)
+
+
+@dataclass
+class Cost:
+    """What the rollouts took."""
+
+    control_steps: int = 0
+    policy_calls: int = 0  # rows that went through the policy
+
+
+class _Slot:
+    """One environment at work on one episode."""
+
+    def __init__(self, env: BenchEnv, state: State, start: int, attempt: int, seed: int) -> None:
+        self.env, self.start, self.attempt = env, start, attempt
+        self.rng = seeding.rng(seed, "episode", start, attempt)
+        self.observation = env.set_state(state)
+        self.length, self.sigmas = 0, list[float]()
+        self.first_chunk: FloatArray | None = None
+
+    def execute(self, chunk: FloatArray, sigma: float, steps: int) -> Episode | None:
+        """The first `steps` control steps of the chunk; the episode if it ended."""
+        self.sigmas.append(sigma)
+        if self.first_chunk is None:
+            self.first_chunk = chunk
+        for action in chunk[:steps]:
+            self.observation, _, terminated, truncated, info = self.env.step(action)
+            self.length += 1
+            if info["success"] or terminated or truncated:
+                mean = float(np.mean(self.sigmas))
+                return Episode(self.start, self.attempt, bool(info["success"]), self.length, mean, self.first_chunk)
+        return None
+
+
+def rollouts(
+    envs: list[BenchEnv], task: Task, policy: Policy, agent: Agent, act: Act, progress: Progress, states: list[State],
+    attempts: int, execute: int, seed: int, cost: Cost | None = None,
+) -> list[Episode]:  # fmt: skip
+    """`attempts` episodes from each start state, in the order (start, attempt).
+
+    `act(features (B, F)) → RL action (B, D)`, or None for the pretrained policy as it is. Noise of an episode depends
+    on (seed, start, attempt) alone: not on the number of environments, nor on the other episodes.
+    """
+    cost = Cost() if cost is None else cost
+    queue = [(i, k) for i in range(len(states)) for k in range(attempts)][::-1]
+    slots: list[_Slot] = []
+    free = list(envs)
+    done: list[Episode] = []
+    while queue or slots:
+        while queue and free:
+            start, attempt = queue.pop()
+            slots.append(_Slot(free.pop(), states[start], start, attempt, seed))
+        chunks, sigma = _chunks(slots, task, policy, agent, act, progress)
+        cost.policy_calls += len(slots)
+        going = []
+        for i, slot in enumerate(slots):
+            before = slot.length
+            episode = slot.execute(chunks[i], float(sigma[i]), execute)
+            cost.control_steps += slot.length - before
+            if episode is None:
+                going.append(slot)
+            else:
+                done.append(episode)
+                free.append(slot.env)
+        slots = going
+    return sorted(done, key=lambda e: (e.start, e.attempt))
+
+
+def _chunks(
+    slots: list[_Slot], task: Task, policy: Policy, agent: Agent, act: Act, progress: Progress
+) -> tuple[FloatArray, FloatArray]:
+    observations = [slot.observation for slot in slots]
+    s, c = vectors(observations, task.state_keys), vectors(observations, task.context_keys)
+    noise = policy_noise(policy.dims, [slot.rng for slot in slots])
+    if act is None:
+        z, sigma, eps = agent.before(noise, progress)
+    else:
+        z, sigma, eps = agent.inputs(decode(agent, act(policy.features(s, c))), noise, progress)
+    return policy.act(s, c, z, sigma, eps), sigma
+
+
+def spread(episodes: list[Episode]) -> dict[int, float]:
+    """Start → deviation of the first chunk over the attempts, averaged over its entries (action spread)."""
+    chunks: dict[int, list[FloatArray]] = {}
+    for episode in episodes:
+        chunks.setdefault(episode.start, []).append(episode.first_chunk)
+    return {start: float(np.std(np.stack(rows), axis=0).mean()) for start, rows in chunks.items()}

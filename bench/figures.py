@@ -1,0 +1,270 @@
+"""The figures of the report, by matplotlib's object interface: one function per figure, nothing global.
+
+A method has one colour and one marker everywhere, from Okabe and Ito's palette that colour-blind readers can tell apart
+(https://jfly.uni-koeln.de/color/).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from bench import summary
+from bench.stages.curves import Curves
+from bench.stats import Array
+from bench.summary import Result, TaskResult
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#A08A00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+WIDTH = 5.4  # inches; small, so that text stays readable when the page is as narrow as a phone
+
+
+@dataclass(frozen=True)
+class Theme:
+    ink: str
+    faint: str
+    paper: str
+
+
+LIGHT = Theme("#1b1f24", "#d8dce0", "#ffffff")
+DARK = Theme("#e6e8ea", "#3b424a", "#15181c")
+
+
+class Style:
+    """Method → colour and marker, fixed by the sorted names of the run's methods."""
+
+    def __init__(self, methods: Sequence[str], theme: Theme = LIGHT) -> None:
+        self.names, self.theme = sorted(methods), theme
+
+    def colour(self, method: str) -> str:
+        return COLOURS[self.names.index(method) % len(COLOURS)]
+
+    def marker(self, method: str) -> str:
+        position = self.names.index(method)
+        return MARKERS[(position + position // len(MARKERS)) % len(MARKERS)]
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """The figure as "svg" or "png"; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {}
+    with matplotlib.rc_context({"svg.hashsalt": "bench"}):
+        figure.savefig(buffer, format=kind, dpi=160, metadata=metadata, facecolor=figure.get_facecolor())
+    return buffer.getvalue()
+
+
+def _figure(style: Style, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, height), facecolor=style.theme.paper, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
+    for axes in panels:
+        _dress(axes, style.theme)
+    return figure, panels
+
+
+def _dress(axes: Axes, theme: Theme) -> None:
+    axes.set_facecolor(theme.paper)
+    axes.grid(True, color=theme.faint, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=theme.ink, labelsize=9, length=0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(theme.faint)
+    for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
+        text.set_color(theme.ink)
+        text.set_fontsize(10)
+
+
+def _short(value: float, _: object = None) -> str:
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def success(task: TaskResult, style: Style) -> Figure:
+    """Success on report states against control steps: mean, 95 % band, and a thin line per seed."""
+    figure, (axes,) = _figure(style, 3.7)
+    drawn = [r for r in task.results if len(r.grid)]
+    for result in drawn:
+        colour = style.colour(result.method)
+        if len(result.lines) > 1:
+            for x, y in result.lines:
+                axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.35)
+        axes.fill_between(result.grid, *result.band, color=colour, alpha=0.15, linewidth=0)
+        ticks = max(1, len(result.grid) // 8)
+        axes.plot(
+            result.grid, result.mean, color=colour, linewidth=2, marker=style.marker(result.method), markersize=5,
+            markevery=ticks,
+        )  # fmt: skip
+    axes.axhline(summary.THRESHOLD, color=style.theme.ink, linewidth=0.6, linestyle=(0, (1, 3)))
+    axes.set(xlabel="control steps of fine-tuning", ylabel="success rate", ylim=(-0.02, 1.02), xlim=(0, None))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_title(task.task, loc="left")
+    _name_lines(axes, [(r.method, float(r.grid[-1]), float(r.mean[-1])) for r in drawn], style)
+    return figure
+
+
+def _name_lines(axes: Axes, ends: list[tuple[str, float, float]], style: Style, gap: float = 0.065) -> None:
+    """The name of each line at its right end, moved apart where ends are close, a thin leader back to the end."""
+    low, high = axes.get_ylim()
+    gap *= high - low
+    places = _spread([y for _, _, y in ends], gap, low + gap / 2, high - gap / 2)
+    right = axes.get_xlim()[1]
+    for (method, x, y), place in zip(ends, places, strict=True):
+        axes.annotate(
+            method, xy=(x, y), xytext=(right * 1.035, place), textcoords="data", va="center", fontsize=9,
+            color=style.theme.ink, annotation_clip=False, fontweight="bold",
+            arrowprops={"arrowstyle": "-", "color": style.colour(method), "linewidth": 1.4, "shrinkA": 1, "shrinkB": 0},
+        )  # fmt: skip
+        axes.plot(
+            [right * 1.03],
+            [place],
+            marker=style.marker(method),
+            color=style.colour(method),
+            clip_on=False,
+            markersize=5,
+        )
+
+
+def _spread(values: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Places in the order of the values, at least `gap` apart and inside [low, high] if there is room."""
+    order = np.argsort(values, kind="stable")
+    places = np.asarray(values, dtype=float)[order]
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    if len(places) and places[-1] > high:
+        places[-1] = high
+        for i in range(len(places) - 2, -1, -1):
+            places[i] = min(places[i], places[i + 1] - gap)
+    places = places + max(0.0, low - places[0]) if len(places) else places
+    result = np.empty_like(places)
+    result[order] = places
+    return [float(v) for v in result]
+
+
+def coverage(task: TaskResult, style: Style) -> Figure | None:
+    """Bars of Success@1 and Success@K of the frozen policies, σ chosen on selection states; None without any."""
+    shown = [r for r in task.results if r.before][::-1]
+    if not shown:
+        return None
+    figure, (axes,) = _figure(style, 1.3 + 0.55 * len(shown))
+    for row, result in enumerate(shown):
+        _bars(axes, row, result, style)
+    axes.set(yticks=range(len(shown)), xlim=(0, 1.0), xlabel="success before reinforcement")
+    axes.set_yticklabels([r.method for r in shown], fontweight="bold")
+    axes.grid(False, axis="y")
+    k = shown[0].before[-1].k
+    axes.set_title(f"{task.task}: Success@1 (solid), Success@{k} (hatched)", loc="left")
+    return figure
+
+
+def _bars(axes: Axes, row: int, result: Result, style: Style) -> None:
+    colour = style.colour(result.method)
+    for before, offset, hatch in zip(result.before, (0.19, -0.19), ("", "////"), strict=True):
+        e = before.success
+        axes.barh(
+            row + offset, e.value, height=0.34, facecolor=style.theme.paper if hatch else colour, edgecolor=colour,
+            hatch=hatch or None, linewidth=1,
+        )  # fmt: skip
+        axes.plot([e.low, e.high], [row + offset] * 2, color=style.theme.ink, linewidth=1.2, clip_on=False)
+
+
+def coverage_by_sigma(curves: Curves, task: str, style: Style) -> Figure | None:
+    """Success@1 and Success@K against σ for the policies that take σ; methods sharing a policy share a line."""
+    policies = sigma_table(curves)
+    policies = policies[policies["task"] == task]
+    if policies.empty:
+        return None
+    figure, panels = _figure(style, 3.1, columns=2)
+    for axes, (k, rows) in zip(panels, policies.groupby("k"), strict=False):
+        for names, line in rows.groupby("methods"):
+            method = str(names).split(", ")[0]
+            axes.fill_between(line["sigma"], line["low"], line["high"], color=style.colour(method), alpha=0.15, lw=0)
+            axes.plot(
+                line["sigma"], line["success"], color=style.colour(method), marker=style.marker(method), linewidth=2,
+                markersize=5, label=str(names),
+            )  # fmt: skip
+        axes.set(xlabel="noise level σ of the context", ylim=(-0.02, 1.02), xlim=(-0.03, 1.03))
+        axes.set_title(f"Success@{k}", loc="left")
+    panels[0].set_ylabel("success before RL")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower left", ncols=1, frameon=False, fontsize=9, labelcolor=style.theme.ink
+    )
+    if policies["k"].nunique() == 1:
+        panels[1].remove()
+    return figure
+
+
+def sigma_table(curves: Curves) -> pd.DataFrame:
+    """Success@1 and Success@K on report states per policy that takes σ, and per σ, with intervals."""
+    rows = []
+    frame = curves.coverage[curves.coverage["half"] == "report"]
+    for (task, methods), cover in _by_policy(curves, frame):
+        if cover["sigma"].nunique() < 2:
+            continue
+        attempts = int(cover.groupby(["seed", "sigma", "start"]).size().min())
+        for k in sorted({1, min(summary.K, attempts)}):
+            for sigma, at in cover.groupby("sigma"):
+                e = summary.by_seed(at, k, task)
+                names = {"task": task, "methods": methods, "k": k, "sigma": float(str(sigma))}
+                rows.append({**names, "success": e.value, "low": e.low, "high": e.high})
+    return pd.DataFrame(rows, columns=["task", "methods", "k", "sigma", "success", "low", "high"])
+
+
+def _by_policy(curves: Curves, frame: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    """((task, methods that share the policy), coverage rows of one of them)."""
+    found = []
+    for task, cells in curves.cells.groupby("task", sort=False):
+        shared: dict[tuple[str, ...], list[str]] = {}
+        for method, own in cells.groupby("method", sort=False):
+            keys = tuple(own.sort_values("seed")["coverage_key"])
+            shared.setdefault(keys, []).append(str(method))
+        for names in shared.values():
+            rows = frame[(frame["task"] == task) & (frame["method"] == names[0])]
+            found.append(((str(task), ", ".join(names)), rows))
+    return found
+
+
+def sigma(curves: Curves, task: str, style: Style) -> Figure | None:
+    """Mean σ chosen over training (left) and by decision number within the episode, late in training (right)."""
+    rows = curves.sigma[(curves.sigma["task"] == task) & (curves.sigma["count"] > 0)]
+    if rows.empty:
+        return None
+    figure, (over, within) = _figure(style, 3.1, columns=2)
+    for method, own in rows.groupby("method"):
+        colour = style.colour(str(method))
+        late = own[own["progress"] > own["progress"].max() - 1 / 3]
+        for axes, part, column in ((over, own, "progress"), (within, late, "decision")):
+            for _, seed in part.groupby("seed"):
+                axes.plot(*weighted(seed, column), color=colour, linewidth=0.7, alpha=0.4)
+            axes.plot(*weighted(part, column), color=colour, linewidth=2, label=str(method))
+    over.set(xlabel="share of fine-tuning done", ylabel="mean σ chosen", xlim=(0, 1))
+    within.set(xlabel="decision within the episode")
+    over.set_title("over training", loc="left")
+    within.set_title("in the last third", loc="left")
+    for axes in (over, within):
+        axes.set_ylim(-0.02, max(0.3, float(rows["sigma"].max()) * 1.1))
+    handles, labels = over.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower left", ncols=2, frameon=False, fontsize=9, labelcolor=style.theme.ink
+    )
+    return figure
+
+
+def weighted(rows: pd.DataFrame, column: str) -> tuple[Array, Array]:
+    """Values of `column` and the mean σ at each, weighted by how many decisions it stands for."""
+    total = rows.assign(product=rows["sigma"] * rows["count"]).groupby(column)[["product", "count"]].sum()
+    return total.index.to_numpy(float), (total["product"] / total["count"]).to_numpy(float)

@@ -1,0 +1,363 @@
+"""Networks: normaliser with Fourier features, conditional flow (residual MLP or transformer), batched ensembles.
+
+Notation as in the methods' papers: s (B, S), c (B, C), chunk a (B, H, A), flow time τ with x_τ = (1 − τ) a + τ z,
+context noise level σ in [0, 1] with c̃ = √ᾱ(σ) c + √(1 − ᾱ(σ)) ε.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bench import config as cfg
+from bench import seeding
+from bench.config import option
+from bench.store import read_json, write_atomic, write_json
+from bench.types import Dims, FloatArray, InputError
+
+SIGMA_FEATURES = 8
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The base policy's network and chunking; the same for every method."""
+
+    chunk: int = option(8, "H: length of an action chunk", unit="control steps", low=1, high=256)
+    execute: int = option(
+        8, "E: control steps of a chunk that are executed (one decision)", unit="control steps", low=1
+    )
+    architecture: str = option("mlp", "network of the flow", choices=("mlp", "transformer"))
+    width: int = option(256, "width of the network", low=8, high=4096)
+    blocks: int = option(3, "residual blocks or transformer layers", low=1, high=64)
+    heads: int = option(4, "attention heads (transformer)", low=1, high=64)
+    fourier: int = option(0, "octaves of Fourier features of positions; 0: none", low=0, high=16)
+    normalise: bool = option(True, "scale s and c to mean 0 and deviation 1; off: raw values, as published")
+    euler_steps: int = option(10, "integration steps from noise to action", low=1, high=1000)
+
+
+@dataclass(frozen=True)
+class ContextNoise:
+    """How σ noises the context: ᾱ on an even grid over [0, 1], which entries of c are noised, in which space."""
+
+    alpha_bar: tuple[float, ...]  # ᾱ(0) = 1 first
+    mask: tuple[bool, ...]  # (C,) entries of c that are noised
+    raw: bool = False  # noise the raw values instead of the normalised ones
+
+    def corrupt(self, c: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
+        """c (B, C), σ (B,), ε (B, C) → c̃ (B, C); entries outside the mask pass unchanged (TMRL, forward diffusion)."""
+        table = torch.tensor(self.alpha_bar, dtype=c.dtype, device=c.device)
+        position = sigma.clamp(0, 1) * (len(table) - 1)
+        low = position.floor().long().clamp(max=len(table) - 2)
+        alpha = torch.lerp(table[low], table[low + 1], position - low)[:, None]
+        noised = alpha.sqrt() * c + (1 - alpha).sqrt() * eps
+        return torch.where(torch.tensor(self.mask, device=c.device), noised, c)
+
+
+def time_features(t: Tensor, size: int = 16) -> Tensor:
+    """Sinusoidal embedding of τ: (B,) → (B, size)."""
+    frequency = torch.exp(torch.linspace(0.0, math.log(100.0), size // 2, device=t.device))
+    angle = t[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def sigma_features(sigma: Tensor) -> Tensor:
+    """(B,) → (B, SIGMA_FEATURES); exactly 0 at σ = 0, so that a network told σ ≡ 0 is the network without σ."""
+    k = torch.arange(1, SIGMA_FEATURES, device=sigma.device)
+    return torch.cat([sigma[:, None], torch.sin(sigma[:, None] * k * (math.pi / 2))], dim=1)
+
+
+def zeroed(layer: nn.Linear) -> nn.Linear:
+    """The layer with all parameters 0."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ResidualMLP(nn.Module):
+    """v_θ(x, τ, cond, σ): the chunk is flattened; pre-normalised residual blocks."""
+
+    def __init__(self, dims: Dims, cond: int, config: PolicyConfig) -> None:
+        super().__init__()
+        size, width = dims.chunk * dims.action, config.width
+        self.embed_x = nn.Linear(size, width)
+        self.embed_tau = nn.Linear(16, width)
+        self.embed_cond = nn.Linear(cond, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+            for _ in range(config.blocks)
+        )
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, size))
+        self.embed_sigma = zeroed(nn.Linear(SIGMA_FEATURES, width, bias=False))
+
+    def condition(self, cond: Tensor, sigma: Tensor | None) -> Tensor:
+        """What does not change along the flow: (B, F), (B,) or None → (B, width)."""
+        h: Tensor = self.embed_cond(cond)
+        return h if sigma is None else h + self.embed_sigma(sigma_features(sigma))
+
+    def forward(self, x: Tensor, tau: Tensor, condition: Tensor) -> Tensor:
+        """x (B, H, A), τ (B,), condition (B, width) → velocity (B, H, A)."""
+        h = self.embed_x(x.flatten(1)) + self.embed_tau(time_features(tau)) + condition
+        for block in self.blocks:
+            h = h + block(h)
+        out: Tensor = self.head(h)
+        return out.view_as(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention over the chunk with adaptive layer norms (AdaLN) driven by the condition."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.modulate = zeroed(nn.Linear(width, 6 * width))
+
+    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+        """h (B, H, width), condition (B, width) → (B, H, width)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulate(condition)[:, None].chunk(6, dim=-1)
+        b, t, width = h.shape
+        normed = self.norms[0](h) * (1 + scale1) + shift1
+        q, k, v = self.qkv(normed).view(b, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, width)
+        h = h + gate1 * self.out(mixed)
+        out: Tensor = h + gate2 * self.mlp(self.norms[1](h) * (1 + scale2) + shift2)
+        return out
+
+
+class Transformer(nn.Module):
+    """v_θ(x, τ, cond, σ): one token per control step, as published for TMRL."""
+
+    def __init__(self, dims: Dims, cond: int, config: PolicyConfig) -> None:
+        super().__init__()
+        if config.width % config.heads:
+            raise InputError(f"policy.width = {config.width} must be a multiple of policy.heads = {config.heads}")
+        self.embed_x = nn.Linear(dims.action, config.width)
+        self.position = nn.Parameter(torch.randn(dims.chunk, config.width) * 0.02)
+        self.embed_tau = nn.Linear(16, config.width)
+        self.embed_cond = nn.Sequential(nn.Linear(cond, config.width), nn.SiLU(), nn.Linear(config.width, config.width))
+        self.blocks = nn.ModuleList(TransformerBlock(config.width, config.heads) for _ in range(config.blocks))
+        self.head = zeroed(nn.Linear(config.width, dims.action))
+        self.embed_sigma = zeroed(nn.Linear(SIGMA_FEATURES, config.width, bias=False))
+
+    def condition(self, cond: Tensor, sigma: Tensor | None) -> Tensor:
+        """What does not change along the flow: (B, F), (B,) or None → (B, width)."""
+        h: Tensor = self.embed_cond(cond)
+        return h if sigma is None else h + self.embed_sigma(sigma_features(sigma))
+
+    def forward(self, x: Tensor, tau: Tensor, condition: Tensor) -> Tensor:
+        """x (B, H, A), τ (B,), condition (B, width) → velocity (B, H, A)."""
+        condition = functional.silu(self.embed_tau(time_features(tau)) + condition)
+        h = self.embed_x(x) + self.position
+        for block in self.blocks:
+            h = block(h, condition)
+        out: Tensor = self.head(h)
+        return out
+
+
+ARCHITECTURES: dict[str, type[ResidualMLP] | type[Transformer]] = {"mlp": ResidualMLP, "transformer": Transformer}
+
+
+class Features(nn.Module):
+    """Normalised vector followed by sines and cosines of its position entries."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, size: int, positions: tuple[int, ...], octaves: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+        self.positions, self.octaves = list(positions), octaves
+        self.size = size + 2 * octaves * len(positions)
+
+    def fit(self, data: Tensor) -> None:
+        """Take mean and deviation from the rows of data (N, D); entries that never change keep deviation 1."""
+        self.mean.copy_(data.mean(0))
+        std = data.std(0)
+        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+    def expand(self, x: Tensor) -> Tensor:
+        """Normalised (B, D) → (B, size); wavelengths 4, 2, 1, … deviations."""
+        if not self.octaves or not self.positions:
+            return x
+        octave = 2.0 ** torch.arange(self.octaves, device=x.device) * (math.pi / 2)
+        angle = (x[:, self.positions, None] * octave).flatten(1)
+        return torch.cat([x, angle.sin(), angle.cos()], dim=1)
+
+
+class FlowPolicy(nn.Module):
+    """A conditional flow over action chunks; satisfies `bench.types.Policy`."""
+
+    a_mean: Tensor
+    a_std: Tensor
+
+    def __init__(
+        self, dims: Dims, config: PolicyConfig, positions: tuple[tuple[int, ...], tuple[int, ...]],
+        noise: ContextNoise | None = None,
+    ) -> None:  # fmt: skip
+        """`positions`: entries of s and of c that are positions; `noise`: None for a network without σ."""
+        super().__init__()
+        self.dims, self.config, self.noise, self.positions = dims, config, noise, positions
+        self.s_features = Features(dims.state, positions[0], config.fourier)
+        self.c_features = Features(dims.context, positions[1], config.fourier)
+        self.register_buffer("a_mean", torch.zeros(dims.action))
+        self.register_buffer("a_std", torch.ones(dims.action))
+        cond = self.s_features.size + self.c_features.size
+        self.net = ARCHITECTURES[config.architecture](dims, cond, config)
+
+    @property
+    def takes_sigma(self) -> bool:
+        return self.noise is not None
+
+    def fit_normaliser(self, s: Tensor, c: Tensor, a: Tensor) -> None:
+        """Take the scales from demonstrations s (N, S), c (N, C), a (N, A)."""
+        if self.config.normalise:
+            self.s_features.fit(s)
+            self.c_features.fit(c)
+        self.a_mean.copy_(a.mean(0))
+        self.a_std.copy_(a.std(0).clamp_min(1e-3))
+
+    def encode(self, s: Tensor, c: Tensor, sigma: Tensor | None, eps: Tensor | None) -> Tensor:
+        """(B, S), (B, C), (B,), (B, C) → the network's condition (B, width), with the context noised."""
+        if self.noise is None or sigma is None or eps is None:
+            context = self.c_features.normalise(c)
+        elif self.noise.raw:
+            context = self.c_features.normalise(self.noise.corrupt(c, sigma, eps))
+        else:
+            context = self.noise.corrupt(self.c_features.normalise(c), sigma, eps)
+        parts = [self.s_features.expand(self.s_features.normalise(s)), self.c_features.expand(context)]
+        condition: Tensor = self.net.condition(torch.cat(parts, dim=1), sigma if self.takes_sigma else None)
+        return condition
+
+    def loss(
+        self, s: Tensor, c: Tensor, a: Tensor, weight: Tensor, z: Tensor, tau: Tensor,
+        sigma: Tensor | None = None, eps: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Conditional flow matching ‖v_θ(x_τ, τ, s, c̃, σ) − (z − a)‖² over the valid steps of the chunks.
+
+        a, z (B, H, A) in normalised units, weight (B, H) is 0 after the end of an episode, τ (B,).
+        """
+        x = torch.lerp(a, z, tau[:, None, None])
+        error = self.net(x, tau, self.encode(s, c, sigma, eps)) - (z - a)
+        return (error.square().mean(2) * weight).sum() / weight.sum()
+
+    @torch.inference_mode()
+    def features(self, s: FloatArray, c: FloatArray) -> FloatArray:
+        """What the RL agent sees: (B, S), (B, C) → (B, F) float32."""
+        s_t, c_t = self._tensors(s, c)
+        parts = [self.s_features.expand(self.s_features.normalise(s_t))]
+        parts.append(self.c_features.expand(self.c_features.normalise(c_t)))
+        return torch.cat(parts, dim=1).cpu().numpy()
+
+    @torch.inference_mode()
+    def act(self, s: FloatArray, c: FloatArray, z: FloatArray, sigma: FloatArray, eps: FloatArray) -> FloatArray:
+        """(B, S), (B, C), z (B, H, A), σ (B,), ε (B, C) → chunk (B, H, A) within [-1, 1], by Euler from τ = 1 to 0."""
+        s_t, c_t, x, sigma_t, eps_t = self._tensors(s, c, z, sigma, eps)
+        condition = self.encode(s_t, c_t, sigma_t, eps_t)
+        steps = self.config.euler_steps
+        for k in range(steps, 0, -1):
+            tau = torch.full((len(x),), k / steps, device=x.device)
+            x = x - self.net(x, tau, condition) / steps
+        return (x * self.a_std + self.a_mean).clamp(-1, 1).cpu().numpy()
+
+    def _tensors(self, *arrays: FloatArray) -> list[Tensor]:
+        device = self.a_mean.device
+        return [torch.as_tensor(np.asarray(a, np.float32), device=device) for a in arrays]
+
+    def save(self, folder: Path) -> None:
+        """Write policy.safetensors and policy.json."""
+        write_json(folder / "policy.json", self.spec())
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        write_atomic(folder / "policy.safetensors", lambda p: save_file(state, p))
+
+    def spec(self) -> dict[str, Any]:
+        """Everything but the weights, ready for JSON."""
+        noise = None
+        if self.noise is not None:
+            noise = {"alpha_bar": self.noise.alpha_bar, "mask": self.noise.mask, "raw": self.noise.raw}
+        dims = {**vars(self.dims), "context_keys": dict(self.dims.context_keys)}
+        return {"dims": dims, "config": cfg.as_dict(self.config), "positions": self.positions, "noise": noise}
+
+
+def build(
+    dims: Dims, config: PolicyConfig, positions: tuple[tuple[int, ...], tuple[int, ...]], noise: ContextNoise | None,
+    seed: int,
+) -> FlowPolicy:  # fmt: skip
+    """A freshly initialised policy; equal seeds give equal weights, with or without noise."""
+    with seeding.fence(seed):
+        return FlowPolicy(dims, config, positions, noise)
+
+
+def load(folder: Path, euler_steps: int | None = None) -> FlowPolicy:
+    """The frozen policy in the folder. Raises InputError if a file is missing, broken or does not fit."""
+    spec = read_json(folder / "policy.json")
+    noise = spec["noise"]
+    if noise is not None:
+        noise = ContextNoise(tuple(noise["alpha_bar"]), tuple(noise["mask"]), noise["raw"])
+    config = cfg.from_dict(PolicyConfig, spec["config"], str(folder / "policy.json"))
+    config = replace(config, euler_steps=euler_steps or config.euler_steps)
+    positions = (tuple(spec["positions"][0]), tuple(spec["positions"][1]))
+    policy = build(Dims(**spec["dims"]), config, positions, noise, seed=0)
+    try:
+        policy.load_state_dict(load_file(folder / "policy.safetensors"))
+    except Exception as error:
+        raise InputError(f"{folder / 'policy.safetensors'}: not a policy of this shape ({error})") from None
+    return policy.eval().requires_grad_(False)
+
+
+class EnsembleLinear(nn.Module):
+    """K linear layers as one batched product: (K, B, I) → (K, B, O)."""
+
+    def __init__(self, members: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)  # nn.Linear's own initialisation, so that the members are K ordinary layers
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class EnsembleNorm(nn.Module):
+    """Layer normalisation with a gain and a shift for each of K members: (K, B, W) → (K, B, W)."""
+
+    def __init__(self, members: int, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(members, 1, width))
+        self.shift = nn.Parameter(torch.zeros(members, 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.layer_norm(x, x.shape[-1:]) * self.gain + self.shift
+
+
+ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+def ensemble_mlp(
+    members: int, inputs: int, hidden: tuple[int, ...], outputs: int, activation: str = "relu", norm: bool = False
+) -> nn.Sequential:
+    """K MLPs as one module: (K, B, inputs) → (K, B, outputs)."""
+    layers: list[nn.Module] = []
+    sizes = [inputs, *hidden]
+    for i, o in pairwise(sizes):
+        layers.append(EnsembleLinear(members, i, o))
+        if norm:
+            layers.append(EnsembleNorm(members, o))
+        layers.append(ACTIVATIONS[activation]())
+    return nn.Sequential(*layers, EnsembleLinear(members, sizes[-1], outputs))

@@ -1,0 +1,266 @@
+"""From a request to cells and the stages they need: methods × tasks × seeds × profile, resolved and keyed.
+
+A stage's key is the hash of everything that goes into it, so cells that need the same thing share one stage: csp and
+csp_tmrl one pretrained policy, all methods one set of demonstrations and start states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import config as cfg
+from bench import registry
+from bench.config import option
+from bench.evaluate import CoverageConfig, EvaluationConfig
+from bench.nets import PolicyConfig
+from bench.pretraining import PretrainConfig
+from bench.rl import RLConfig
+from bench.store import Store, versions, write_json
+from bench.types import InputError, Task
+
+STAGES = ("demos", "starts", "pretrain", "coverage", "finetune")
+# Raised when a stage's code changes what it computes, so that older results are not taken for new ones.
+STAGE_VERSIONS = {"demos": 1, "starts": 1, "pretrain": 1, "coverage": 1, "finetune": 1}
+
+
+@dataclass(frozen=True)
+class DemosConfig:
+    """The demonstrations, the same for every method and seed."""
+
+    count: int | None = option(None, "demonstrations in the task's own unit; auto: the task's default", low=1)
+    seed: int = option(0, "seed of the demonstrations", low=0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything about a cell that is not the method's own."""
+
+    demos: DemosConfig = field(default=DemosConfig())
+    policy: PolicyConfig = field(default=PolicyConfig())
+    pretrain: PretrainConfig = field(default=PretrainConfig())
+    coverage: CoverageConfig = field(default=CoverageConfig())
+    rl: RLConfig = field(default=RLConfig())
+    evaluation: EvaluationConfig = field(default=EvaluationConfig())
+
+
+# What a profile changes for every task; a task's own budgets stand in its suite (`Task.profiles`).
+PROFILES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "demos.count": 40, "policy.width": 32, "policy.blocks": 1, "policy.euler_steps": 4, "pretrain.steps": 150,
+        "pretrain.batch": 64, "coverage.states": 4, "coverage.selection_states": 3, "coverage.attempts": 4,
+        "coverage.sigmas": (0.0, 0.5), "rl.decisions": 240, "rl.envs": 4, "rl.random_decisions": 40, "rl.batch": 32,
+        "rl.actor": (32, 32), "rl.critic": (32, 32), "evaluation.points": 2, "evaluation.states": 4,
+        "evaluation.selection_states": 2, "evaluation.stored": 6, "evaluation.envs": 4,
+    },
+    "quick": {},
+    "standard": {
+        "pretrain.steps": 40_000, "rl.decisions": 40_000, "evaluation.states": 50, "evaluation.selection_states": 50,
+        "coverage.states": 50, "coverage.selection_states": 20, "coverage.attempts": 20, "evaluation.points": 20,
+    },
+    "paper": {
+        "pretrain.steps": 200_000, "pretrain.learning_rate": 3e-4, "pretrain.schedule": "constant",
+        "policy.chunk": 32, "policy.execute": 5, "policy.architecture": "transformer", "policy.blocks": 4,
+        "policy.normalise": False, "policy.fourier": 0, "rl.decisions": 3_600_000, "rl.envs": 4,
+        "rl.random_decisions": 2_000,
+        "rl.updates_per_decision": 0.25, "rl.discount": 0.995, "rl.actor": (256,) * 4, "rl.critic": (256,) * 3,
+        "rl.critics": 5, "rl.critic_norm": True, "rl.activation": "mish", "rl.temperature": 1.0,
+        "rl.entropy_in_target": False, "evaluation.states": 50, "evaluation.selection_states": 50,
+        "coverage.states": 50, "coverage.selection_states": 50, "coverage.attempts": 20, "evaluation.points": 36,
+    },
+}  # fmt: skip
+SEEDS = {"smoke": 1, "quick": 2, "standard": 5, "paper": 10}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    profile: str = "quick"
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # dotted key → value, from --config and --set
+    task_overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # task id → the same
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One stage to run: a key, what it waits for, and a specification that a worker process can read."""
+
+    stage: str
+    key: str
+    waits: tuple[tuple[str, str], ...]  # (stage, key)
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one task with one seed."""
+
+    method: str
+    task: str
+    seed: int
+    settings: Settings
+    config: Any  # the method's Config
+    units: tuple[Unit, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} on {self.task}, seed {self.seed}"
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says of the cell."""
+        values = cfg.flat(cfg.as_dict(self.settings)) | {
+            f"{self.method}.{k}": v for k, v in cfg.as_dict(self.config).items()
+        }
+        stages: dict[str, str | None] = dict.fromkeys(STAGES)
+        stages |= {u.stage: u.key for u in self.units}
+        return {"method": self.method, "task": self.task, "seed": self.seed, "config": values, "stages": stages}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a request; stages with equal keys are one."""
+
+    request: Request
+    cells: tuple[Cell, ...]
+
+    @property
+    def units(self) -> dict[tuple[str, str], Unit]:
+        """(stage, key) → unit, in the order they should run."""
+        return {(u.stage, u.key): u for cell in self.cells for u in cell.units}
+
+    @property
+    def run_id(self) -> str:
+        """Equal requests are one run."""
+        return f"{self.request.profile}-{cfg.digest(sorted(u.key for u in self.units.values()))[:8]}"
+
+    def write(self, store: Store) -> Path:
+        """Write run.json; returns the run's folder."""
+        folder = store.root / "runs" / self.run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        previous = folder / "run.json"
+        created = previous.stat().st_mtime if previous.exists() else time.time()
+        record = {
+            "run": self.run_id, "created": created, "updated": time.time(), "profile": self.request.profile,
+            "command": ["python", "-m", "bench", *sys.argv[1:]], "commit": commit(), "versions": versions(),
+            "experiment": dataclasses.asdict(self.request), "cells": [c.record() for c in self.cells],
+        }  # fmt: skip
+        write_json(previous, record)
+        return folder
+
+
+def commit() -> str:
+    """The commit of the code, with `+` if it was changed since, or nothing outside a repository."""
+    root = Path(__file__).parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def make_plan(request: Request) -> Plan:
+    """Resolve and check every cell before anything runs. Raises InputError for whatever does not fit."""
+    if request.profile not in PROFILES:
+        guess = cfg.nearest(request.profile, PROFILES)
+        raise InputError(f"unknown profile {request.profile!r}{guess}; known: {', '.join(PROFILES)}")
+    known = {*(f.name for f in dataclasses.fields(Settings)), *registry.methods()}
+    for key in request.overrides:
+        if key.split(".")[0] not in known:
+            raise InputError(f"unknown key {key!r}{cfg.nearest(key, all_keys())}; `bench list --keys` shows all")
+    cells = [
+        _cell(request, method, task, seed)
+        for seed in request.seeds for task in request.tasks for method in request.methods
+    ]  # fmt: skip
+    return Plan(request, tuple(cells))
+
+
+def all_keys() -> list[str]:
+    """Every key that can be set."""
+    own = [f"{name}.{key}" for name, module in registry.methods().items() for key in cfg.keys(module.Config)]
+    return [*cfg.keys(Settings), *own]
+
+
+def settings_of(request: Request, task: Task) -> Settings:
+    """Defaults < profile < task < task in this profile < the user's."""
+    settings = cfg.override(Settings(), PROFILES[request.profile], f"profile {request.profile}")
+    settings = cfg.override(settings, task.settings, task.id)
+    settings = cfg.override(settings, task.profiles.get(request.profile, {}), f"{task.id} in {request.profile}")
+    names = {f.name for f in dataclasses.fields(Settings)}
+    for values in (request.overrides, request.task_overrides.get(task.id, {})):
+        mine = {k: v for k, v in values.items() if k.split(".")[0] in names}
+        settings = cfg.override(settings, mine, "--set/--config")
+    if settings.policy.execute > settings.policy.chunk:
+        raise InputError(
+            f"{task.id}: policy.execute = {settings.policy.execute} is over policy.chunk = {settings.policy.chunk}"
+        )
+    most = max(settings.evaluation.states, settings.evaluation.selection_states, settings.coverage.states,
+               settings.coverage.selection_states)  # fmt: skip
+    if most > settings.evaluation.stored:
+        return cfg.override(settings, {"evaluation.stored": most}, task.id)
+    return settings
+
+
+def config_of(request: Request, method: str, task: Task) -> Any:
+    """The method's Config: its defaults < its profile's < the user's."""
+    config = registry.methods()[method].Config()
+    config = cfg.override(config, getattr(config, "profiles", {}).get(request.profile, {}), method)
+    for values in (request.overrides, request.task_overrides.get(task.id, {})):
+        mine = {k.split(".", 1)[1]: v for k, v in values.items() if k.startswith(f"{method}.")}
+        config = cfg.override(config, mine, method)
+    return config
+
+
+def _cell(request: Request, method: str, task_id: str, seed: int) -> Cell:
+    task, module = registry.task(task_id), registry.method(method)
+    settings, config = settings_of(request, task), config_of(request, method, task)
+    source = registry.task(task.demos_of) if task.demos_of else task
+    plain = cfg.as_dict(settings)
+    demos = _unit("demos", (), task=source.id, version=source.version, config=plain["demos"],
+                  count=settings.demos.count or source.demo_count, simulators=_simulators(source))  # fmt: skip
+    starts = _unit("starts", (), task=task.id, version=task.version, count=settings.evaluation.stored,
+                   simulators=_simulators(task))  # fmt: skip
+    pretrain = _unit("pretrain", (demos,), task=source.id, seed=seed, function=module.pretrain.__module__,
+                     config=cfg.part(config, "pretrain"), policy=plain["policy"],
+                     pretrain=plain["pretrain"])  # fmt: skip
+    coverage = _unit("coverage", (pretrain, starts), task=task.id, seed=seed, coverage=plain["coverage"],
+                     execute=settings.policy.execute, envs=settings.evaluation.envs)  # fmt: skip
+    finetune = _unit("finetune", (coverage, pretrain, starts), task=task.id, seed=seed, method=method,
+                     config=cfg.as_dict(config), rl=plain["rl"], evaluation=plain["evaluation"],
+                     execute=settings.policy.execute)  # fmt: skip
+    return Cell(method, task_id, seed, settings, config, (demos, starts, pretrain, coverage, finetune))
+
+
+def _unit(stage: str, waits: tuple[Unit, ...], **spec: Any) -> Unit:
+    spec["inputs"] = {u.stage: u.key for u in waits}
+    key = cfg.digest({"stage": stage, "version": STAGE_VERSIONS[stage], **spec})
+    return Unit(stage, key, tuple((u.stage, u.key) for u in waits), spec)
+
+
+def _simulators(task: Task) -> dict[str, str]:
+    found = versions()
+    return {name: found[name] for name in registry.suite_of(task).requires if name in found}
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`5` is seeds 0 to 4, `0,3,7` those. Raises InputError."""
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise InputError(f"--seeds {text!r}: give a number of seeds (5) or a list (0,3,7)") from None
+    seeds = tuple(range(numbers[0])) if "," not in text and numbers else tuple(dict.fromkeys(numbers))
+    if not seeds or min(seeds) < 0:
+        raise InputError(f"--seeds {text!r}: give a positive number of seeds (5) or a list (0,3,7)")
+    return seeds
+
+
+def default_jobs() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))

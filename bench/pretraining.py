@@ -1,0 +1,210 @@
+"""The one pretraining loop: every method's networks are trained here, with exact resume.
+
+A method calls `trainer.flow(…)` for its policy, or `trainer.fit(…)` for a network of its own. All random numbers of
+step k come from generators seeded by (seed, purpose, k): a resumed run needs no random state, and a method that adds a
+draw of its own does not shift the draws of the others.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bench import nets, seeding
+from bench.config import option
+from bench.store import write_atomic
+from bench.types import Demos, Dims, Stopped, Task
+
+CHECKPOINT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Budget and optimiser of pretraining; the same for every method."""
+
+    steps: int = option(20_000, "gradient steps of the policy", unit="gradient steps", low=1)
+    batch: int = option(256, "samples in a batch", low=1)
+    learning_rate: float = option(1e-3, "AdamW's peak learning rate", low=0.0, high=1.0)
+    schedule: str = option("cosine", "learning rate after 2 % warm-up", choices=("cosine", "constant"))
+    beta1: float = option(0.95, "AdamW's first-moment decay", low=0.0, high=1.0)
+    weight_decay: float = option(1e-6, "AdamW's weight decay", low=0.0, high=1.0)
+    device: str = option("cpu", "where to train", choices=("cpu", "cuda"))
+
+
+def dims_of(task: Task, demos: Demos, config: nets.PolicyConfig) -> Dims:
+    """The sizes that follow from the demonstrations."""
+    widths = {k: int(np.prod(demos.observations[k].shape[1:])) for k in (*task.state_keys, *task.context_keys)}
+    return Dims(
+        state=sum(widths[k] for k in task.state_keys),
+        context=sum(widths[k] for k in task.context_keys),
+        action=demos.actions.shape[1],
+        chunk=config.chunk,
+        context_keys={k: widths[k] for k in task.context_keys},
+    )
+
+
+def position_entries(task: Task, demos: Demos) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Which entries of s and of c are positions."""
+    found = []
+    for keys in (task.state_keys, task.context_keys):
+        entries: list[int] = []
+        start = 0
+        for key in keys:
+            width = int(np.prod(demos.observations[key].shape[1:]))
+            entries += range(start, start + width) if key in task.position_keys else ()
+            start += width
+        found.append(tuple(entries))
+    return found[0], found[1]
+
+
+def chunk_table(ends: np.ndarray[Any, Any], chunk: int) -> tuple[Tensor, Tensor]:
+    """Rows of the chunk that starts at each step: (N, H) int64, held at the episode's end, and weights (N, H)."""
+    starts = np.concatenate([[0], ends[:-1]])
+    last = np.repeat(ends, ends - starts) - 1
+    index = np.arange(int(ends[-1]))[:, None] + np.arange(chunk)
+    weight = (index <= last[:, None]).astype(np.float32)
+    return torch.from_numpy(np.minimum(index, last[:, None])), torch.from_numpy(weight)
+
+
+class Trainer:
+    """What a method's `pretrain` is given: data, budget, seed, and loops that checkpoint, resume and stop cleanly."""
+
+    def __init__(
+        self, task: Task, demos: Demos, policy: nets.PolicyConfig, config: PretrainConfig, seed: int, folder: Path,
+        progress: Callable[[float, str], None] = lambda share, text: None, stop: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        self.task, self.demos, self.policy_config, self.config, self.seed = task, demos, policy, config, seed
+        self.folder, self.progress, self.stop = folder, progress, stop
+        self.dims = dims_of(task, demos, policy)
+        self.device = torch.device(config.device)
+        self.s, self.c, self.a = (
+            torch.from_numpy(x).to(self.device)
+            for x in (demos.vector(task.state_keys), demos.vector(task.context_keys), demos.actions)
+        )
+        index, weight = chunk_table(demos.ends, policy.chunk)
+        self.index, self.weight = index.to(self.device), weight.to(self.device)
+        self.gradient_steps = 0
+
+    def generator(self, purpose: str, step: int) -> torch.Generator:
+        """The generator of one step for one purpose."""
+        return torch.Generator().manual_seed(seeding.child(self.seed, purpose, step))
+
+    def fit(
+        self, name: str, module: nn.Module, loss: Callable[[int], Tensor], steps: int, learning_rate: float
+    ) -> None:
+        """Minimise `loss(step)` over the module's parameters; goes on from the checkpoint if there is one.
+
+        Raises Stopped when asked to stop, after the checkpoint is written.
+        """
+        optimiser = torch.optim.AdamW(
+            module.parameters(), lr=learning_rate, betas=(self.config.beta1, 0.999),
+            weight_decay=self.config.weight_decay, fused=True,
+        )  # fmt: skip
+        path = self.folder / f"{name}.safetensors"
+        start = restore(path, module, optimiser) if path.exists() else 0
+        saved = time.monotonic()
+        for step in range(start, steps):
+            optimiser.param_groups[0]["lr"] = learning_rate * self._rate(step, steps)
+            value = loss(step)
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            stopping = step % 20 == 0 and self.stop()
+            if stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                checkpoint(path, module, optimiser, step + 1)
+                saved = time.monotonic()
+            if stopping:
+                raise Stopped
+            if step % 100 == 0:
+                self.progress(step / steps, f"{name} loss {value.item():.3f}")
+        if start < steps:
+            checkpoint(path, module, optimiser, steps)
+        self.gradient_steps += steps
+        module.requires_grad_(False)
+
+    def _rate(self, step: int, steps: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, steps // 50))
+        if self.config.schedule == "constant":
+            return warm
+        return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+    def flow(
+        self, noise: nets.ContextNoise | None = None, sigma: Callable[[torch.Generator, int], Tensor] | None = None,
+        target_std: Tensor | None = None,
+    ) -> nets.FlowPolicy:  # fmt: skip
+        """Train the conditional flow and return it frozen.
+
+        `noise` and `sigma(generator, batch) → (B,)` noise the context (csp); `target_std` (N, H, A), in normalised
+        action units, perturbs the targets (posterior behaviour cloning). With neither this is behaviour cloning.
+        """
+        positions = position_entries(self.task, self.demos)
+        policy = nets.build(self.dims, self.policy_config, positions, noise, seeding.child(self.seed, "init"))
+        policy.fit_normaliser(self.s, self.c, self.a)
+        policy.to(self.device)
+
+        def loss(step: int) -> Tensor:
+            rows, z, tau = self.batch(step)
+            chunk = (self.a[self.index[rows]] - policy.a_mean) / policy.a_std
+            if target_std is not None:
+                draw = torch.randn(chunk.shape, generator=self.generator("target", step)).to(self.device)
+                chunk = chunk + target_std[rows] * draw
+            level = eps = None
+            if noise is not None and sigma is not None:
+                draws = self.generator("context", step)
+                level = sigma(draws, len(rows)).to(self.device)
+                eps = torch.randn((len(rows), self.dims.context), generator=draws).to(self.device)
+            return policy.loss(self.s[rows], self.c[rows], chunk, self.weight[rows], z, tau, level, eps)
+
+        self.fit("flow", policy, loss, self.config.steps, self.config.learning_rate)
+        return policy.eval()
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (B,), z (B, H, A) and τ (B,) of a step; equal for all methods under one seed."""
+        draws, size = self.generator("batch", step), self.config.batch
+        rows = torch.randint(len(self.index), (size,), generator=draws)
+        z = torch.randn((size, self.dims.chunk, self.dims.action), generator=draws)
+        tau = torch.rand((size,), generator=draws)
+        return rows.to(self.device), z.to(self.device), tau.to(self.device)
+
+
+def checkpoint(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
+    """Weights, optimiser state and step in one safetensors file, atomically."""
+    tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
+    tensors |= optimiser_tensors(optimiser, "optimiser") | {"step": torch.tensor(step)}
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, lambda p: save_file(plain, p))
+
+
+def restore(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    """Load what `checkpoint` wrote; returns the number of steps done."""
+    tensors = load_file(path)
+    prefix = "module."
+    module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+    load_optimiser(optimiser, tensors, "optimiser")
+    return int(tensors["step"])
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """The per-parameter state of an Adam optimiser as named tensors."""
+    state = optimiser.state_dict()["state"]
+    return {f"{prefix}.{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str) -> None:
+    """The inverse of `optimiser_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith(prefix + "."):
+            index, key = name[len(prefix) + 1 :].split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -1,0 +1,30 @@
+"""What all stages share: how a worker talks to its parent, and the environments a worker keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from bench import registry
+from bench.types import BenchEnv
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """`progress(share in [0, 1], text, success rate or None)` and `stop()`, True once the run should stop."""
+
+    progress: Callable[[float, str, float | None], None] = lambda share, text, success: None
+    stop: Callable[[], bool] = lambda: False
+
+
+@cache
+def environment(task_id: str, role: str, index: int) -> BenchEnv:
+    """An environment kept for the life of the worker: some take seconds to build. Every use resets or restores it."""
+    task = registry.task(task_id)
+    return registry.suite_of(task).make(task, seed=index)
+
+
+def environments(task_id: str, role: str, count: int) -> list[BenchEnv]:
+    """`count` environments for a role ("train" or "evaluate"); the roles never share one."""
+    return [environment(task_id, role, i) for i in range(count)]

@@ -1,0 +1,47 @@
+"""Pretraining: a method's frozen policy from the demonstrations."""
+
+from __future__ import annotations
+
+import importlib
+import time
+
+from bench import config as cfg
+from bench import nets, registry, seeding
+from bench.plan import Unit
+from bench.pretraining import PretrainConfig, Trainer
+from bench.stages import demos
+from bench.stages.common import Reporter
+from bench.store import Entry, Store, read_json, write_json
+from bench.types import Stopped
+
+
+def run(store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
+    """Train and write the policy; goes on from its checkpoint."""
+    spec = unit.spec
+    task = registry.task(spec["task"])
+    data = demos.load(store.entry("demos", spec["inputs"]["demos"]), task)
+    module = importlib.import_module(spec["function"])
+    clock = entry.checkpoint / "clock.json"
+    spent = read_json(clock)["seconds"] if clock.exists() else 0.0
+    begun = time.monotonic()
+    trainer = Trainer(
+        task, data, cfg.from_dict(nets.PolicyConfig, spec["policy"], "policy"),
+        cfg.from_dict(PretrainConfig, spec["pretrain"], "pretrain"), seeding.child(spec["seed"], "pretrain", task.id),
+        entry.checkpoint, lambda share, text: reporter.progress(share, text, None), reporter.stop,
+    )  # fmt: skip
+    try:
+        policy = module.pretrain(data, cfg.from_dict(module.Config, spec["config"], spec["function"]), trainer)
+    except Stopped:
+        write_json(clock, {"seconds": spent + time.monotonic() - begun})
+        raise
+    policy.save(entry.folder)
+    entry.finish({
+        "steps": trainer.gradient_steps, "seconds": spent + time.monotonic() - begun,
+        "parameters": sum(p.numel() for p in policy.parameters()),
+    })  # fmt: skip
+
+
+def load(entry: Entry) -> nets.FlowPolicy:
+    """The frozen policy, checked against its digest."""
+    entry.verify()
+    return nets.load(entry.folder)

@@ -1,0 +1,135 @@
+"""A frozen policy inside an environment: RL action → chunk → E control steps, batched over environments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bench import seeding
+from bench.config import option
+from bench.types import Agent, BenchEnv, Dims, FloatArray, Group, Policy, Progress, State, Task
+
+
+@dataclass(frozen=True)
+class SteeringConfig:
+    """How far the agent may move the flow's noise z, common to all methods that steer it."""
+
+    z_bound: float = option(
+        1.5, "z lies in [−bound, bound]", unit="deviations", low=0.0, high=10.0,
+        search={"space": "noise", "low": 0.5, "high": 3.0},
+    )  # fmt: skip
+    z_shape: str = option("repeated", "one A-vector for the whole chunk, or one per step", choices=("repeated", "free"))
+
+
+def z_group(config: SteeringConfig, dims: Dims) -> Group:
+    """The action group that steers z (DSRL, arXiv 2506.15799), with target entropy −A."""
+    size = dims.action * (1 if config.z_shape == "repeated" else dims.chunk)
+    return Group("z", size, -config.z_bound, config.z_bound, -float(size))
+
+
+def steer_z(z: FloatArray, dims: Dims, config: SteeringConfig) -> FloatArray:
+    """Decoded group (B, A) or (B, H·A) → (B, H, A)."""
+    if config.z_shape == "free":
+        return z.reshape(len(z), dims.chunk, dims.action)
+    return np.repeat(z[:, None], dims.chunk, axis=1)
+
+
+def vectors(observations: list[dict[str, FloatArray]], keys: tuple[str, ...]) -> FloatArray:
+    """Observation dictionaries → (B, D) float32 of the named keys side by side."""
+    rows = [np.concatenate([np.ravel(o[k]) for k in keys]) if keys else np.zeros(0) for o in observations]
+    return np.asarray(rows, np.float32)
+
+
+def decode(agent: Agent, action: FloatArray) -> dict[str, FloatArray]:
+    """RL action (B, D) in [-1, 1] → decoded groups {name: (B, size)}."""
+    groups: dict[str, FloatArray] = {}
+    start = 0
+    for group in agent.groups:
+        groups[group.name] = group.decode(action[:, start : start + group.size])
+        start += group.size
+    return groups
+
+
+def policy_noise(dims: Dims, draws: list[np.random.Generator]) -> dict[str, FloatArray]:
+    """Standard normal {"z": (B, H, A), "eps": (B, C)}, row b from generator b."""
+    size = dims.chunk * dims.action
+    rows = np.stack([g.standard_normal(size + dims.context, np.float32) for g in draws])
+    return {"z": rows[:, :size].reshape(-1, dims.chunk, dims.action), "eps": rows[:, size:]}
+
+
+@dataclass
+class Decision:
+    """What one decision of every environment gave; row b is environment b."""
+
+    reward: FloatArray  # (B,) sum over the executed control steps
+    terminated: np.ndarray  # type: ignore[type-arg]  # (B,) bool, success
+    truncated: np.ndarray  # type: ignore[type-arg]  # (B,) bool, horizon
+    control_steps: int  # executed by all environments together
+    observations: list[dict[str, FloatArray]]  # after the decision, before any reset
+    sigma: FloatArray  # (B,) σ that was used
+    finished: list[tuple[bool, int]] = field(default_factory=list)  # (success, control steps) of ended episodes
+
+
+class SteeredEnvs:
+    """Several copies of a task's environment, stepped by decisions and reset as soon as an episode ends.
+
+    Terminal observations are returned before the reset, so no transition reaches into the next episode.
+    """
+
+    def __init__(self, envs: list[BenchEnv], task: Task, policy: Policy, agent: Agent, execute: int, seed: int) -> None:
+        self.envs, self.task, self.policy, self.agent, self.execute = envs, task, policy, agent, execute
+        self.dims = policy.dims
+        self.seed = seed
+        self.observations = [env.reset(seed=seeding.child(seed, "env", i) % 2**31)[0] for i, env in enumerate(envs)]
+        self.lengths = [0] * len(envs)
+        self.decided = [0] * len(envs)  # decisions in the running episode
+
+    def features(self, observations: list[dict[str, FloatArray]] | None = None) -> FloatArray:
+        """What the agent sees now, (B, F)."""
+        now = self.observations if observations is None else observations
+        return self.policy.features(vectors(now, self.task.state_keys), vectors(now, self.task.context_keys))
+
+    def decide(self, action: FloatArray, round_number: int, progress: Progress) -> Decision:
+        """Execute one RL action (B, D) in every environment."""
+        draws = np.random.default_rng(seeding.child(self.seed, "noise", round_number))
+        noise = policy_noise(self.dims, [draws] * len(self.envs))
+        z, sigma, eps = self.agent.inputs(decode(self.agent, action), noise, progress)
+        s, c = vectors(self.observations, self.task.state_keys), vectors(self.observations, self.task.context_keys)
+        chunks = self.policy.act(s, c, z, sigma, eps)
+        return self._execute(chunks, sigma)
+
+    def _execute(self, chunks: FloatArray, sigma: FloatArray) -> Decision:
+        n = len(self.envs)
+        out = Decision(np.zeros(n, np.float32), np.zeros(n, bool), np.zeros(n, bool), 0, [], sigma)
+        for i, env in enumerate(self.envs):
+            for action in chunks[i, : self.execute]:
+                observation, reward, terminated, truncated, info = env.step(action)
+                out.reward[i] += reward
+                out.control_steps += 1
+                self.lengths[i] += 1
+                if terminated or truncated:
+                    break
+            out.observations.append(observation)
+            out.terminated[i], out.truncated[i] = terminated, truncated
+            self.observations[i] = observation
+            self.decided[i] += 1
+            if terminated or truncated:
+                out.finished.append((bool(info["success"]), self.lengths[i]))
+                self.observations[i] = env.reset()[0]
+                self.lengths[i] = self.decided[i] = 0
+        return out
+
+    def get_state(self) -> State:
+        """Named arrays that hold all environments and counters."""
+        state: State = {"lengths": np.array(self.lengths), "decided": np.array(self.decided)}
+        for i, env in enumerate(self.envs):
+            state |= {f"{i}/{k}": np.asarray(v) for k, v in env.get_state().items()}
+        return state
+
+    def set_state(self, state: State) -> None:
+        """The inverse of `get_state`: the same actions afterwards give the same bits."""
+        self.lengths, self.decided = state["lengths"].tolist(), state["decided"].tolist()
+        for i, env in enumerate(self.envs):
+            mine = {k.split("/", 1)[1]: v for k, v in state.items() if k.startswith(f"{i}/")}
+            self.observations[i] = env.set_state(mine)

@@ -1,0 +1,193 @@
+"""The contracts between the harness, the methods and the suites: frozen dataclasses and Protocols, nothing else.
+
+A suite is a module in `envs/`, a method a module in `methods/`; the module itself is the object that satisfies the
+Protocol. The loop that calls them, in short::
+
+    demos = suite.demos(task, n, rng)                           # once per task
+    policy = method.pretrain(demos, config, trainer)            # once per seed; None for methods without pretraining
+    agent = method.agent(config, dims)                          # what reinforcement may move
+    env = suite.make(task, seed)                                # observation dict → agent → chunk → E control steps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating[Any]]
+State = dict[str, npt.NDArray[Any]]
+Arrays = dict[str, FloatArray]
+PolicyInputs = tuple[FloatArray, FloatArray, FloatArray]  # z (B, H, A), σ (B,), ε (B, C)
+
+
+class InputError(Exception):
+    """Something the user gave is wrong. The message is one line: what, where, and how to mend it (exit code 2)."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop; the state is saved and the stage can be resumed."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a suite, everything the harness needs to know about it.
+
+    `settings` holds configuration values of this task in every profile, `profiles` those of one profile; a task takes
+    part in a profile by default only if `profiles` names it. Keys are dotted, as on the command line: `rl.decisions`.
+    """
+
+    id: str  # "suite/task"
+    version: int  # raised whenever trajectories, demonstrations or success change
+    horizon: int  # control steps in an episode
+    control_hz: float  # control steps per second of robot time
+    state_keys: tuple[str, ...]  # observation keys that make s, never noised
+    context_keys: tuple[str, ...]  # observation keys that make c
+    demonstrations: str  # what the demonstrations cover
+    finetuning: str  # what fine-tuning asks for: the context shift
+    success: str  # what success is
+    demo_count: int  # demonstrations by default, in `demo_unit`
+    demo_unit: str = "episodes"  # "episodes" or "transitions"
+    position_keys: tuple[str, ...] = ()  # observation keys that may get Fourier features
+    demos_of: str | None = None  # id of the task whose demonstrations this one uses
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Demos:
+    """Demonstrations, flat over control steps; episode m is rows `ends[m-1]:ends[m]`.
+
+    Rows of one episode have one commanded context. `observations[key]` is (N, ...) float32, `actions` is (N, A)
+    float32 inside the action space, `ends` is (M,) int64 and increasing, `success` is (M,) bool.
+    """
+
+    observations: dict[str, npt.NDArray[np.float32]]
+    actions: npt.NDArray[np.float32]
+    ends: npt.NDArray[np.int64]
+    success: npt.NDArray[np.bool_]
+
+    def vector(self, keys: tuple[str, ...]) -> npt.NDArray[np.float32]:
+        """The named observations flattened and side by side, (N, D) float32."""
+        n = len(self.actions)
+        columns = [self.observations[key].reshape(n, -1) for key in keys]
+        return np.concatenate(columns, axis=1) if columns else np.zeros((n, 0), np.float32)
+
+
+class BenchEnv(Protocol):
+    """What `Suite.make` returns: a gymnasium.Env over a Dict of named float32 boxes, with these additions.
+
+    `step` reports `info["success"]` (bool) at every control step; `terminated` is True on success only, `truncated` at
+    the horizon. `get_state` returns named arrays that hold the *full* state (simulator, controller, goal, step counter,
+    random generator), `set_state` restores it so that the same actions afterwards give the same bits, and returns the
+    observation. `reset(seed=…)` draws a start of the fine-tuning distribution from the environment's own generator.
+    """
+
+    observation_space: gymnasium.spaces.Dict
+    action_space: gymnasium.spaces.Box
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]: ...
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]: ...
+    def get_state(self) -> State: ...
+    def set_state(self, state: State) -> dict[str, Any]: ...
+
+
+class Suite(Protocol):
+    """A module in `envs/`. Importing it must be cheap: simulators are imported inside `make` and `demos`."""
+
+    requires: tuple[str, ...]  # distributions the suite needs, for `doctor`
+    tasks: tuple[Task, ...]
+
+    def make(self, task: Task, seed: int) -> BenchEnv:
+        """A fresh environment of the fine-tuning distribution. Equal seeds give equal trajectories."""
+
+    def demos(self, task: Task, n: int, rng: np.random.Generator, progress: Callable[[float], None] = ...) -> Demos:
+        """`n` demonstrations (in `task.demo_unit`) made on this machine; `progress` takes the share done in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes that a method needs to know."""
+
+    state: int  # S
+    context: int  # C
+    action: int  # A
+    chunk: int  # H control steps
+    context_keys: Mapping[str, int] = field(default_factory=dict)  # context key → its width, in order
+
+
+class Policy(Protocol):
+    """A frozen pretrained policy: no gradient, no global randomness."""
+
+    dims: Dims
+
+    @property
+    def takes_sigma(self) -> bool:
+        """Whether the network was trained on noised contexts."""
+
+    def features(self, s: FloatArray, c: FloatArray) -> FloatArray:
+        """What the RL agent sees: normalised s and c with Fourier features; (B, S), (B, C) → (B, F)."""
+
+    def act(self, s: FloatArray, c: FloatArray, z: FloatArray, sigma: FloatArray, eps: FloatArray) -> FloatArray:
+        """(B, S), (B, C), z (B, H, A), σ (B,) in [0, 1], ε (B, C) → chunk (B, H, A) in the action's own units."""
+
+    def save(self, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """One part of the RL action with a temperature of its own; decoded from [-1, 1] to [low, high]."""
+
+    name: str  # "z", "sigma", "eps"
+    size: int
+    low: float
+    high: float
+    target_entropy: float  # nats
+
+    def decode(self, action: FloatArray) -> FloatArray:
+        """(B, size) in [-1, 1] → (B, size) in [low, high]."""
+        return self.low + (action + 1.0) * (0.5 * (self.high - self.low))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where fine-tuning stands, for σ schedules."""
+
+    fraction: float  # of the decisions, in [0, 1]
+    success: float  # success rate of the latest training episodes, in [0, 1]
+    base_sigma: float  # σ with the best Success@1 before RL on the selection states
+
+
+@dataclass(frozen=True)
+class Agent:
+    """What reinforcement controls: the action groups, and how one RL action becomes the inputs of the policy.
+
+    `inputs(action, noise, progress)` takes the decoded groups {name: (B, size)}, standard normal `noise`
+    {"z": (B, H, A), "eps": (B, C)} drawn by the harness, and returns z (B, H, A), σ (B,), ε (B, C). `before(noise,
+    progress)` returns the same before any reinforcement: the pretrained policy as it is. `options` overrides fields of
+    the engine's configuration (`demo_fraction`, …) that the method is defined by.
+    """
+
+    groups: tuple[Group, ...]
+    inputs: Callable[[Arrays, Arrays, Progress], PolicyInputs]
+    before: Callable[[Arrays, Progress], PolicyInputs]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """A module in `methods/`; the file name is the method's id."""
+
+    paper: str  # title, arXiv number, equation
+    Config: type[Any]  # frozen dataclass of `bench.config.option` fields: defaults, units, search space
+
+    def pretrain(self, demos: Any, config: Any, trainer: Any) -> Policy | None:
+        """Train the base policy on the demonstrations; see `bench.pretraining.Trainer` for the loop it is given."""
+
+    def agent(self, config: Any, dims: Dims) -> Agent: ...

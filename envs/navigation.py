@@ -1,0 +1,482 @@
+"""Point mazes of OGBench (arXiv 2410.20092): large and giant, held-out goals and instructions, a ladder of distances.
+
+A disc of radius 0.7 is moved by hand, 0.2 × action per control step, through a maze of cells 4 units wide; success is a
+distance to the goal of at most 1. Model, maze and oracle are OGBench's, positions are bit-equal to its `env.step`. Its
+`reset` is not used (it draws from global generators): start and goal are drawn uniformly within ±1 of the centres of
+their cells, as there, from the environment's own generator.
+
+Cells are (row, column) as in OGBench. Held out are the middle columns 4 to 7 of the large maze: no demonstration of the
+`-unseen` and `-instruction` tasks commands a goal there. Of these 17 cells, 11 are crossed on the way between other
+cells and are the goals of fine-tuning; the other 6 are a blind alley that no demonstration has a reason to enter, so
+the needed actions do not occur there and nothing asks for them. `coverage_count` and `needed_moves` show both.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from bench.seeding import fence
+from bench.types import Demos, State, Task
+from envs.toy import pack_generator, unpack_generator
+
+requires = ("ogbench", "mujoco", "dm_control")
+
+Cell = tuple[int, int]  # (row, column)
+Pair = tuple[Cell, Cell]  # (start, goal)
+
+UNIT = 4.0  # width of a cell
+OFFSET = 4.0  # cell (i, j) has its centre at x = 4 j - 4, y = 4 i - 4
+NOISE = 1.0  # starts and goals lie uniformly within ± this of the centres of their cells
+RADIUS = 1.0  # distance to the goal that counts as success
+SPEED = np.float32(0.2)  # units per control step of a full action; float32 as the actions, or the last bit differs
+FREE = (UNIT / 2 - 0.7) / UNIT - 1e-6  # in cells: nearer to the centre than this, the disc cannot touch the next cell
+DIRECTIONS: tuple[Cell, ...] = ((-1, 0), (0, -1), (1, 0), (0, 1))  # up, left, down, right, in the oracle's order
+
+HELD_OUT_COLUMNS = range(4, 8)
+INSTRUCTED_GOALS: tuple[Cell, ...] = ((2, 4), (3, 6), (1, 7), (5, 6))  # of fine-tuning by instruction
+INSTRUCTED_DISTANCE = range(2, 5)  # path lengths in cells from which fine-tuning by instruction starts
+INSTRUCTION_SIZE = 8
+INSTRUCTION_SEED = 20260512
+
+DEMO_NOISE = 0.5  # standard deviation of the demonstrator's action noise (OGBench)
+DEMO_STEPS = 1001  # control steps until the demonstrator is put elsewhere (OGBench)
+
+
+@dataclass(frozen=True)
+class Maze:
+    """A maze as OGBench builds it; the model is shared by all environments of this process and never changed."""
+
+    model: Any
+    walls: list[list[bool]]
+    cells: tuple[Cell, ...]  # the free ones
+    junctions: tuple[Cell, ...]  # free cells that are not the inside of a straight corridor
+    tasks: tuple[Pair, ...]  # OGBench's five
+    lengths: dict[Cell, npt.NDArray[np.int64]]  # goal → (rows, columns) path length in cells, -1 in walls
+    towards: dict[Cell, dict[Cell, Cell]]  # goal → cell → the oracle's next cell
+
+
+@cache
+def load_maze(kind: str) -> Maze:
+    """The maze "large" or "giant"; the oracle is asked once per goal cell, for it searches the maze every time."""
+    env = _ogbench_maze(kind)
+    walls = [[bool(w) for w in row] for row in env.maze_map]
+    cells = tuple((i, j) for i, row in enumerate(walls) for j, wall in enumerate(row) if not wall)
+    lengths = {goal: env.get_oracle_subgoal(centre(cells[0]), centre(goal))[1] for goal in cells}
+    return Maze(
+        model=env.model,
+        walls=walls,
+        cells=cells,
+        junctions=tuple(cell for cell in cells if not _in_corridor(walls, cell)),
+        tasks=tuple((info["init_ij"], info["goal_ij"]) for info in env.task_infos),
+        lengths=lengths,
+        towards={goal: {cell: _next_cell(lengths[goal], cell) for cell in cells} for goal in cells},
+    )
+
+
+def _ogbench_maze(kind: str) -> Any:
+    """OGBench's environment, without the temporary file and the open descriptor that it leaves behind."""
+    made: list[tuple[int, str]] = []
+
+    def mkstemp(**options: Any) -> tuple[int, str]:
+        made.append(tempfile.mkstemp(**options))
+        return made[-1]
+
+    with fence(0):
+        from ogbench.locomaze import maze
+
+        try:
+            with mock.patch.object(maze, "tempfile", SimpleNamespace(mkstemp=mkstemp)):
+                return maze.make_maze_env("point", "maze", maze_type=kind)
+        finally:
+            for descriptor, path in made:
+                os.close(descriptor)
+                os.unlink(path)
+
+
+def _in_corridor(walls: list[list[bool]], cell: Cell) -> bool:
+    """Whether exactly two opposite neighbours are free: such cells are no goals in OGBench's own demonstrations."""
+    i, j = cell
+    up, left, down, right = (walls[i + di][j + dj] for di, dj in DIRECTIONS)
+    return up == down and left == right and up != left
+
+
+def _next_cell(lengths: npt.NDArray[np.int64], cell: Cell) -> Cell:
+    """The neighbour nearest to the goal, the first of equals, as in OGBench's `get_oracle_subgoal`."""
+    around = [(cell[0] + di, cell[1] + dj) for di, dj in DIRECTIONS]
+    return min([cell, *(c for c in around if lengths[c] >= 0)], key=lambda c: lengths[c])
+
+
+def centre(cell: Cell) -> tuple[float, float]:
+    """(x, y) of the middle of a cell."""
+    return cell[1] * UNIT - OFFSET, cell[0] * UNIT - OFFSET
+
+
+def cell_of(x: float, y: float) -> Cell:
+    """The cell that a position lies in."""
+    return int((y + OFFSET) / UNIT + 0.5), int((x + OFFSET) / UNIT + 0.5)
+
+
+def near(cell: Cell, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """A position (2,) within ±1 of the centre of a cell."""
+    return np.array(centre(cell)) + rng.uniform(-NOISE, NOISE, 2)
+
+
+def route(maze: Maze, start: Cell, goal: Cell) -> list[Cell]:
+    """The oracle's cells from start to goal, both included."""
+    cells = [start]
+    while cells[-1] != goal:
+        cells.append(maze.towards[goal][cells[-1]])
+    return cells
+
+
+def held_out(maze: Maze) -> tuple[Cell, ...]:
+    """The free cells of the middle columns, whose goals no demonstration of the held-out tasks commands."""
+    return tuple(cell for cell in maze.cells if cell[1] in HELD_OUT_COLUMNS)
+
+
+def commanded(maze: Maze) -> tuple[Cell, ...]:
+    """The other free cells."""
+    return tuple(cell for cell in maze.cells if cell[1] not in HELD_OUT_COLUMNS)
+
+
+@cache
+def crossed(kind: str) -> tuple[Cell, ...]:
+    """The held-out cells on the oracle's way between two commanded goals."""
+    maze = load_maze(kind)
+    ends = commanded(maze)
+    passed = {cell for start in ends for goal in ends for cell in route(maze, start, goal)}
+    return tuple(cell for cell in held_out(maze) if cell in passed)
+
+
+@cache
+def instructions() -> npt.NDArray[np.float32]:
+    """(rows, columns, 8): a fixed standard normal vector per cell of the large maze."""
+    shape = (9, 12, INSTRUCTION_SIZE)
+    return np.random.default_rng(INSTRUCTION_SEED).standard_normal(shape).astype(np.float32)
+
+
+def _all_pairs(maze: Maze) -> list[Pair]:
+    return [(start, goal) for goal in maze.cells for start in maze.cells if start != goal]
+
+
+def _unseen_pairs(maze: Maze) -> list[Pair]:
+    """Goals that are held out and crossed; starts anywhere but in the blind alley."""
+    goals = crossed("large")
+    return [(s, g) for g in goals for s in (*commanded(maze), *goals) if s != g]
+
+
+def _instructed_pairs(maze: Maze) -> list[Pair]:
+    near_enough = [(s, g) for s, g in _unseen_pairs(maze) if maze.lengths[g][s] in INSTRUCTED_DISTANCE]
+    return [(s, g) for s, g in near_enough if g in INSTRUCTED_GOALS]
+
+
+def _pairs_at(distance: int, maze: Maze) -> list[Pair]:
+    return [(start, goal) for start, goal in _all_pairs(maze) if maze.lengths[goal][start] == distance]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a task asks for and what its demonstrations command."""
+
+    kind: str  # of maze
+    pairs: Callable[[Maze], Sequence[Pair]]  # fine-tuning: starts and goals, all equally likely
+    goals: Callable[[Maze], Sequence[Cell]]  # demonstrations: commanded goals, all equally likely
+    context: str = "goal"  # observation key; "instruction": the goal reaches the policy in no other way
+
+
+LADDER = (4, 6, 8, 12)  # path lengths in cells
+VARIANTS = {
+    "navigation/pointmaze-large": Variant("large", _all_pairs, lambda maze: maze.cells),
+    "navigation/pointmaze-large-unseen": Variant("large", _unseen_pairs, commanded),
+    "navigation/pointmaze-large-instruction": Variant("large", _instructed_pairs, commanded, "instruction"),
+    **{
+        f"navigation/pointmaze-giant-{k}": Variant("giant", partial(_pairs_at, k), lambda maze: maze.cells)
+        for k in LADDER
+    },
+    "navigation/pointmaze-giant": Variant("giant", lambda maze: maze.tasks, lambda maze: maze.junctions),
+}
+
+
+def _task(name: str, horizon: int, demonstrations: str, finetuning: str, profiles: str, **more: Any) -> Task:
+    variant = VARIANTS[f"navigation/{name}"]
+    return Task(
+        id=f"navigation/{name}",
+        version=1,
+        horizon=horizon,
+        control_hz=10.0,
+        state_keys=("position",),
+        context_keys=(variant.context,),
+        demonstrations=demonstrations,
+        finetuning=finetuning,
+        success=f"distance to the goal at most {RADIUS}",
+        demo_count=200_000,
+        demo_unit="transitions",
+        position_keys=("position", "goal") if variant.context == "goal" else ("position",),
+        settings={"policy.chunk": 8, "policy.execute": 8, "policy.fourier": 4},
+        profiles={profile: {} for profile in profiles.split()},
+        **more,
+    )
+
+
+# Horizons: the noisy demonstrator needs about 20 control steps per cell, so 390 for the longest way of `large` (19
+# cells), 290 for that of `-unseen` (14) and 80 for that of `-instruction` (4). The ladder has 50 per cell, OGBench 1000.
+tasks = (
+    _task("pointmaze-large", 500, "goals in all 46 cells", "goals in all 46 cells", "standard"),
+    _task(
+        "pointmaze-large-unseen",
+        400,
+        "goals outside the middle columns 4 to 7, which most ways cross",
+        "goals in the 11 cells of the middle columns that the demonstrations cross",
+        "quick standard paper",
+    ),
+    _task(
+        "pointmaze-large-instruction",
+        200,
+        "instructions for goals outside the middle columns 4 to 7, which most ways cross",
+        f"four instructions never given before, for goals in cells {INSTRUCTED_GOALS}, from 2 to 4 cells away",
+        "quick standard paper",
+    ),
+    *(
+        _task(
+            f"pointmaze-giant-{k}",
+            50 * k,
+            "goals in all 46 cells of the large maze",
+            f"goals in the giant maze, {k} cells from the start by the shortest path",
+            "standard paper",
+            demos_of="navigation/pointmaze-large",
+        )
+        for k in LADDER
+    ),
+    _task(
+        "pointmaze-giant",
+        1000,
+        "goals in the junction cells of the giant maze (OGBench's protocol)",
+        "OGBench's five tasks, 17 to 30 cells long",
+        "standard paper",
+    ),
+)
+
+
+class Point:
+    """The disc in its maze: OGBench's physics without what changes nothing."""
+
+    def __init__(self, maze: Maze) -> None:
+        import mujoco
+
+        self._mujoco, self._model, self._walls = mujoco, maze.model, maze.walls
+        self._data = mujoco.MjData(maze.model)
+        self._qpos, self._qvel, self._warmstart = self._data.qpos, self._data.qvel, self._data.qacc_warmstart
+        self._part = mujoco.mjtState.mjSTATE_INTEGRATION
+        self._size = mujoco.mj_stateSize(maze.model, self._part)
+        self.x, self.y = self._qpos.tolist()
+
+    def place(self, position: npt.NDArray[np.float64]) -> None:
+        """Put the disc at rest at (2,)."""
+        self._mujoco.mj_resetData(self._model, self._data)
+        self._qpos[:] = position
+        self.x, self.y = self._qpos.tolist()
+
+    def move(self, action: npt.NDArray[np.float32]) -> None:
+        """One control step with an action (2,) in [-1, 1].
+
+        The disc is displaced and its velocity zeroed, and no force but that of a wall acts. So where it touches none,
+        `mj_step` would leave it where it is, with accelerations of zero for the next solver to start from.
+        """
+        self._qpos += SPEED * action
+        self._qvel[:] = 0.0
+        self.x, self.y = self._qpos.tolist()
+        if self._touches():
+            self._mujoco.mj_step(self._model, self._data, nstep=5)
+            self.x, self.y = self._qpos.tolist()
+        else:
+            self._warmstart[:] = 0.0
+
+    def _touches(self) -> bool:
+        """Whether the square around the disc reaches into a wall: never wrongly False."""
+        v, u = (self.y + OFFSET) / UNIT + 0.5, (self.x + OFFSET) / UNIT + 0.5
+        i, j = int(v), int(u)
+        v, u = v - i - 0.5, u - j - 0.5  # in cells, from the centre
+        di, dj = (v > FREE) - (v < -FREE), (u > FREE) - (u < -FREE)
+        walls = self._walls
+        return walls[i][j] or walls[i + di][j] or walls[i][j + dj] or walls[i + di][j + dj]
+
+    def get_state(self) -> npt.NDArray[np.float64]:
+        """The simulator's full state, (n,)."""
+        state = np.empty(self._size)
+        self._mujoco.mj_getState(self._model, self._data, state, self._part)
+        return state
+
+    def set_state(self, state: npt.NDArray[np.float64]) -> None:
+        """Restore what `get_state` gave."""
+        self._mujoco.mj_setState(self._model, self._data, np.asarray(state, np.float64), self._part)
+        self.x, self.y = self._qpos.tolist()
+
+
+class PointMazeEnv(gymnasium.Env[dict[str, Any], Any]):
+    """Starts and goals drawn from `pairs`; the additions to gymnasium.Env are those of `bench.types.BenchEnv`."""
+
+    def __init__(self, maze: Maze, pairs: Sequence[Pair], horizon: int, context: str, seed: int) -> None:
+        self._point, self._pairs, self._horizon, self._key = Point(maze), pairs, horizon, context
+        high = np.array([len(maze.walls[0]), len(maze.walls)], np.float32) * np.float32(UNIT) - np.float32(OFFSET + 2)
+        place = gymnasium.spaces.Box(np.full(2, -OFFSET - 2, np.float32), high, (2,), np.float32)
+        words = gymnasium.spaces.Box(-np.inf, np.inf, (INSTRUCTION_SIZE,), np.float32)
+        spaces = {"position": place, context: place if context == "goal" else words}
+        self.observation_space = gymnasium.spaces.Dict(spaces)  # type: ignore[assignment]
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self._rng = np.random.default_rng(seed)
+        self.reset()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Draw a pair of cells, and a start and a goal in them."""
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+        start, goal = self._pairs[int(self._rng.integers(len(self._pairs)))]
+        self._point.place(near(start, self._rng))
+        self._set_goal(near(goal, self._rng))
+        self._steps = 0
+        return self._observation(), {"success": False}
+
+    def _set_goal(self, goal: npt.NDArray[np.float64]) -> None:
+        self._goal = (float(goal[0]), float(goal[1]))
+        self._context = goal.astype(np.float32) if self._key == "goal" else instructions()[cell_of(*self._goal)]
+
+    def _observation(self) -> dict[str, npt.NDArray[np.float32]]:
+        return {"position": np.array([self._point.x, self._point.y], np.float32), self._key: self._context.copy()}
+
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Move by 0.2 × action (2,), clipped to [-1, 1], as far as the walls allow."""
+        point = self._point
+        point.move(np.minimum(np.maximum(np.asarray(action, np.float32), -1.0), 1.0))
+        self._steps += 1
+        success = math.hypot(point.x - self._goal[0], point.y - self._goal[1]) <= RADIUS
+        truncated = self._steps >= self._horizon and not success
+        return self._observation(), float(success), success, truncated, {"success": success}
+
+    def get_state(self) -> State:
+        """Simulator, goal, step counter and random generator."""
+        return {
+            "simulator": self._point.get_state(),
+            "goal": np.array(self._goal),
+            "steps": np.array([self._steps], np.int64),
+            "generator": pack_generator(self._rng),
+        }
+
+    def set_state(self, state: State) -> dict[str, Any]:
+        """Restore what `get_state` gave; returns the observation."""
+        self._point.set_state(state["simulator"])
+        self._set_goal(np.array(state["goal"], np.float64))
+        self._steps = int(state["steps"][0])
+        self._rng = unpack_generator(state["generator"])
+        return self._observation()
+
+
+def make(task: Task, seed: int) -> PointMazeEnv:
+    """An environment that asks for the starts and goals of the task's fine-tuning."""
+    variant = VARIANTS[task.id]
+    maze = load_maze(variant.kind)
+    return PointMazeEnv(maze, variant.pairs(maze), task.horizon, variant.context, seed)
+
+
+Rows = list[tuple[float, float]]
+
+
+def _command(
+    point: Point, towards: dict[Cell, Cell], goal: npt.NDArray[np.float64], noise: npt.NDArray[np.float64]
+) -> tuple[Rows, list[npt.NDArray[np.float32]], bool]:
+    """The oracle's noisy way to a goal (2,), at most len(noise) control steps: positions, actions, success."""
+    goal_x, goal_y = goal.tolist()
+    positions: Rows = []
+    actions: list[npt.NDArray[np.float32]] = []
+    for jitter in noise:
+        here = cell_of(point.x, point.y)
+        x, y = (goal_x, goal_y) if towards[here] == here else centre(towards[here])
+        x, y = x - point.x, y - point.y
+        length = math.hypot(x, y) + 1e-6
+        wanted = np.array((x / length, y / length)) + jitter
+        action = np.minimum(np.maximum(wanted, -1.0), 1.0).astype(np.float32)
+        positions.append((point.x, point.y))
+        actions.append(action)
+        point.move(action)
+        if math.hypot(point.x - goal_x, point.y - goal_y) <= RADIUS:
+            return positions, actions, True
+    return positions, actions, False
+
+
+def demos(
+    task: Task, n: int, rng: np.random.Generator, progress: Callable[[float], None] = lambda share: None
+) -> Demos:
+    """`n` transitions by OGBench's protocol: the oracle with action noise 0.5, put elsewhere every 1001 steps.
+
+    At each success a new goal is drawn, and each command is one episode. OGBench draws goals among the junction cells,
+    and so does `pointmaze-giant`; the tasks on the large maze draw among all cells, or all that are not held out, so
+    that each cell has its goals. The cell the point is in is not drawn. Ladder tasks give those of `pointmaze-large`.
+    In the goal's own cell the demonstrator heads for the goal; OGBench's heads for the middle of the cell and hovers
+    there without success if the goal lies in a corner: 1 in 50 goals was not reached in 1000 control steps.
+    """
+    variant = VARIANTS[task.demos_of or task.id]
+    maze = load_maze(variant.kind)
+    point, goals = Point(maze), list(variant.goals(maze))
+    positions: Rows = []
+    actions: list[npt.NDArray[np.float32]] = []
+    contexts, ends, success = [], [], []
+    noise = np.empty((0, 2))
+    while len(actions) < n:
+        if not len(noise):
+            point.place(near(maze.cells[rng.integers(len(maze.cells))], rng))
+            noise = DEMO_NOISE * rng.standard_normal((min(DEMO_STEPS, n - len(actions)), 2))
+        choice = [cell for cell in goals if cell != cell_of(point.x, point.y)]
+        cell = choice[rng.integers(len(choice))]
+        goal = near(cell, rng)
+        passed, done, reached = _command(point, maze.towards[cell], goal, noise)
+        positions += passed
+        actions += done
+        noise = noise[len(done) :]
+        contexts.append(goal if variant.context == "goal" else instructions()[cell])
+        ends.append(len(actions))
+        success.append(reached)
+        progress(len(actions) / n)
+    rows = np.repeat(np.array(contexts, np.float32), np.diff(ends, prepend=0), axis=0)
+    observations = {"position": np.array(positions, np.float32), variant.context: rows}
+    return Demos(observations, np.array(actions), np.array(ends, np.int64), np.array(success, np.bool_))
+
+
+def coverage_count(demos: Demos, cells: Iterable[Cell]) -> dict[Cell, npt.NDArray[np.int64]]:
+    """How often the demonstrations leave each cell upwards, to the left, downwards and to the right: cell → (4,)."""
+    position = demos.observations["position"].astype(np.float64)
+    at = ((position[:, ::-1] + OFFSET) / UNIT + 0.5).astype(np.int64)  # (N, 2): row, column
+    step = np.diff(at, axis=0)
+    step[demos.ends[:-1] - 1] = 0  # from one command to the next
+    counts = {cell: np.zeros(4, np.int64) for cell in cells}
+    for d, direction in enumerate(DIRECTIONS):
+        for cell in map(tuple, at[:-1][(step == direction).all(axis=1)].tolist()):
+            if cell in counts:
+                counts[cell][d] += 1
+    return counts
+
+
+def needed_moves(task: Task) -> dict[tuple[Cell, int], int]:
+    """(cell, number of the direction) → in how many of the task's start–goal pairs the oracle leaves the cell so."""
+    variant = VARIANTS[task.id]
+    maze = load_maze(variant.kind)
+    needed: dict[tuple[Cell, int], int] = {}
+    for start, goal in variant.pairs(maze):
+        cells = route(maze, start, goal)
+        for here, there in pairwise(cells):
+            move = here, DIRECTIONS.index((there[0] - here[0], there[1] - here[1]))
+            needed[move] = needed.get(move, 0) + 1
+    return needed

@@ -1,0 +1,365 @@
+"""A Panda arm lifts a cube off a table: robosuite 1.5, operational-space control at 20 Hz, sparse reward.
+
+Actions are (7,) in [-1, 1]: position change (at most 5 cm a control step), rotation change (axis-angle, at most
+0.5 rad), and the gripper, whose sign alone counts (+1 closes). In `lift-unseen` the demonstrations have the cube on one
+side of the table and fine-tuning asks for the strip beside it.
+
+A control step is robosuite's own, without its observables: they are read from the simulator after the step instead.
+As in robosuite, site and body poses are then one simulator step (2 ms) old, and so is success.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from bench.seeding import fence
+from bench.types import Demos, FloatArray, State, Task
+
+HORIZON = 60  # control steps; the demonstrator's median episode takes 33
+CONTROL_HZ = 20.0
+SUBSTEPS = 25  # simulator steps of 2 ms in a control step
+TABLE_HEIGHT = 0.8  # metres
+FULL_MOVE = 0.05  # metres that a position action of 1 asks for
+FULL_TURN = 0.5  # radians that a rotation action of 1 asks for
+ACTION_NOISE = 0.15  # standard deviation of the demonstrator's noise, per action dimension
+POINTING_DOWN = np.array([0.0, 1.0, 0.0, 1.0, 0.0, 0.0])  # first two columns of the gripper's rotation, end to end
+
+requires: tuple[str, ...] = ("robosuite", "mujoco", "numba")
+
+
+@dataclass(frozen=True)
+class Area:
+    """A rectangle of the table, metres from its centre; +x points away from the robot, +y to its left."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def draw(self, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+        """A point (2,), uniform."""
+        return rng.uniform((self.x[0], self.y[0]), (self.x[1], self.y[1]))
+
+    def __str__(self) -> str:
+        return f"x {self.x[0]:+.2f} to {self.x[1]:+.2f} m, y {self.y[0]:+.2f} to {self.y[1]:+.2f} m"
+
+
+@dataclass(frozen=True)
+class Areas:
+    """Where the cube lies when an episode begins."""
+
+    demonstrated: Area
+    finetuned: Area
+
+
+TABLE = Area((-0.12, 0.12), (-0.15, 0.15))
+AREAS = {
+    "robosuite_tasks/lift": Areas(TABLE, TABLE),
+    "robosuite_tasks/lift-unseen": Areas(Area((-0.12, 0.12), (-0.15, 0.03)), Area((-0.12, 0.12), (0.05, 0.15))),
+}
+
+
+def _task(name: str, profiles: tuple[str, ...]) -> Task:
+    areas = AREAS[f"robosuite_tasks/{name}"]
+    return Task(
+        id=f"robosuite_tasks/{name}",
+        version=1,
+        horizon=HORIZON,
+        control_hz=CONTROL_HZ,
+        state_keys=("eef_pos", "eef_rot", "gripper_qpos"),
+        context_keys=("cube_pos",),
+        demonstrations=f"cube at {areas.demonstrated}, its sides parallel to the table's",
+        finetuning=f"cube at {areas.finetuned}, its sides parallel to the table's",
+        success="the cube's centre is more than 4 cm above the table",
+        demo_count=200,
+        position_keys=("eef_pos", "cube_pos"),
+        settings={"policy.chunk": 8, "policy.execute": 4},
+        profiles={profile: {} for profile in profiles},
+    )
+
+
+tasks = (_task("lift", ("standard", "paper")), _task("lift-unseen", ("quick", "standard", "paper")))
+
+
+@cache
+def _import_robosuite() -> Any:
+    """robosuite, imported in silence and without what it does to the environment's variables."""
+    logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
+    backend = os.environ.get("MUJOCO_GL")
+    with warnings.catch_warnings(), fence(0):
+        warnings.simplefilter("ignore")
+        import robosuite
+    os.environ.pop("MUJOCO_GL", None)
+    if backend is not None:
+        os.environ["MUJOCO_GL"] = backend
+    return robosuite
+
+
+def _make_simulation(name: str) -> Any:
+    """A robosuite environment with one Panda. What it draws at construction (object sizes) is the same every time."""
+    suite = _import_robosuite()
+    with fence(0):
+        simulation = suite.make(
+            name,
+            robots="Panda",
+            controller_configs=suite.load_composite_controller_config(robot="Panda"),
+            use_camera_obs=False,
+            has_offscreen_renderer=False,
+            renderer="mujoco",  # none; the default builds a viewer
+            control_freq=CONTROL_HZ,
+            ignore_done=True,
+            hard_reset=False,
+            seed=0,
+        )
+    for observable in simulation.observation_names:
+        simulation.modify_observable(observable, "enabled", False)
+    return simulation
+
+
+def _box(*bounds: tuple[float, float]) -> gymnasium.spaces.Box:
+    low, high = np.array(bounds, np.float32).T
+    return gymnasium.spaces.Box(low, high, dtype=np.float32)
+
+
+ROBOT_SPACES = {
+    "eef_pos": _box((-1.5, 0.5), (-1.0, 1.0), (0.0, 2.0)),  # metres, world frame
+    "eef_rot": _box(*[(-1.0, 1.0)] * 6),  # first two columns of the rotation matrix, end to end: no sign, no jump
+    "gripper_qpos": _box((-0.01, 0.05), (-0.05, 0.01)),  # metres, each finger
+}
+
+
+class ArmEnv(gymnasium.Env[dict[str, Any], Any]):
+    """One Panda in a robosuite environment. A subclass places the objects and says what is seen of them."""
+
+    name: str  # robosuite's name of the environment
+    object_spaces: dict[str, gymnasium.spaces.Box]
+
+    def __init__(self, area: Area, seed: int) -> None:
+        super().reset(seed=seed)  # makes self.np_random, all that episodes draw from
+        self._area = area
+        self._simulation = _make_simulation(self.name)
+        self._model = self._simulation.sim.model._model
+        self._data = self._simulation.sim.data._data
+        self._robot = self._simulation.robots[0]
+        self._site = self._robot.eef_site_id["right"]
+        self._fingers = self._robot._ref_gripper_joint_pos_indexes["right"]
+        self._steps = 0
+        self._last: dict[str, npt.NDArray[np.float32]] = {}
+        self.observation_space = gymnasium.spaces.Dict({**ROBOT_SPACES, **self.object_spaces})
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32)
+
+    def _place_objects(self) -> None:
+        """Put the objects where this episode has them, drawing from `self.np_random`."""
+        raise NotImplementedError
+
+    def _see_objects(self) -> dict[str, FloatArray]:
+        """The observations of `object_spaces`."""
+        raise NotImplementedError
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        super().reset(seed=seed)
+        self._simulation.rng = self.np_random  # for the noise of the arm's first joint positions, 0.02 rad
+        self._simulation.reset()
+        self._place_objects()
+        self._data.qacc_warmstart[:] = 0.0  # comes from where robosuite itself had put the objects
+        self._simulation.sim.forward()
+        self._set_controllers(self._controllers())  # cuts arrays that robosuite shares between attributes
+        self._steps = 0
+        self._last = self._observe()
+        return dict(self._last), {"success": False}
+
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        action = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+        sim = self._simulation.sim
+        for substep in range(SUBSTEPS):
+            sim.step1()
+            self._simulation._pre_action(action, policy_step=substep == 0)
+            sim.step2()
+        self._steps += 1
+        self._last = self._observe()
+        success = bool(self._simulation._check_success())
+        truncated = self._steps >= HORIZON and not success
+        return dict(self._last), float(success), success, truncated, {"success": success}
+
+    def _observe(self) -> dict[str, npt.NDArray[np.float32]]:
+        data = self._data
+        values = {
+            "eef_pos": data.site_xpos[self._site],
+            "eef_rot": data.site_xmat[self._site].reshape(3, 3)[:, :2].T.ravel(),
+            "gripper_qpos": data.qpos[self._fingers],
+            **self._see_objects(),
+        }
+        spaces = self.observation_space.spaces
+        return {key: np.clip(value, spaces[key].low, spaces[key].high).astype(np.float32) for key, value in values.items()}
+
+    def _controllers(self) -> State:
+        """Every number and array the controllers hold: goals, and what they computed and use again."""
+        return {
+            f"{part}.{name}": np.array(value)
+            for part, controller in self._robot.part_controllers.items()
+            for name, value in vars(controller).items()
+            if isinstance(value, (np.ndarray, np.generic, bool, int, float))
+        }
+
+    def _set_controllers(self, state: State) -> None:
+        for key, value in state.items():
+            part, name = key.split(".")
+            setattr(self._robot.part_controllers[part], name, value.copy() if value.ndim else value.item())
+
+    def get_state(self) -> State:
+        import mujoco
+
+        physics = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(self._model, self._data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        return {
+            "physics": physics,
+            "gripper": self._robot.gripper["right"].current_action.copy(),
+            "steps": np.array(self._steps),
+            "generator": _pack_generator(self.np_random),
+            **{f"controller.{key}": value for key, value in self._controllers().items()},
+            **{f"observation.{key}": value.copy() for key, value in self._last.items()},
+        }
+
+    def set_state(self, state: State) -> dict[str, Any]:
+        import mujoco
+
+        mujoco.mj_setState(self._model, self._data, state["physics"], mujoco.mjtState.mjSTATE_INTEGRATION)
+        self._robot.gripper["right"].current_action = state["gripper"].copy()
+        self._steps = int(state["steps"])
+        _unpack_generator(state["generator"], self.np_random)
+        self._set_controllers(_under(state, "controller."))
+        self._last = {key: value.copy() for key, value in _under(state, "observation.").items()}
+        return dict(self._last)
+
+
+class LiftEnv(ArmEnv):
+    """robosuite's Lift with the cube's place drawn from an area. Its half sides are 2.1, 2.1 and 2.0 cm."""
+
+    name = "Lift"
+    object_spaces = {"cube_pos": _box((-1.0, 1.0), (-1.0, 1.0), (0.0, 2.0))}  # metres, world frame
+
+    def _place_objects(self) -> None:
+        cube = self._simulation.cube
+        position = [*self._area.draw(self.np_random), TABLE_HEIGHT + cube.size[2] + 0.001]
+        self._simulation.sim.data.set_joint_qpos(cube.joints[0], np.array([*position, 1.0, 0.0, 0.0, 0.0]))
+
+    def _see_objects(self) -> dict[str, FloatArray]:
+        return {"cube_pos": self._data.xpos[self._simulation.cube_body_id]}
+
+
+def _under(state: State, prefix: str) -> State:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _pack_generator(rng: np.random.Generator) -> npt.NDArray[np.uint64]:
+    """The state of a PCG64 generator, (6,)."""
+    state: dict[str, Any] = dict(rng.bit_generator.state)
+    words = [word for key in ("state", "inc") for word in divmod(state["state"][key], 2**64)]
+    return np.array([*words, state["has_uint32"], state["uinteger"]], np.uint64)
+
+
+def _unpack_generator(packed: npt.NDArray[np.uint64], rng: np.random.Generator) -> None:
+    """Put `rng` into the state (6,) that `_pack_generator` gave."""
+    state_high, state_low, inc_high, inc_low, has_uint32, uinteger = (int(word) for word in packed)
+    rng.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": state_high << 64 | state_low, "inc": inc_high << 64 | inc_low},
+        "has_uint32": has_uint32,
+        "uinteger": uinteger,
+    }
+
+
+def make(task: Task, seed: int) -> LiftEnv:
+    """A fresh environment of the fine-tuning area. Equal seeds give equal trajectories."""
+    return LiftEnv(AREAS[task.id].finetuned, seed)
+
+
+class Demonstrator:
+    """Reaches above the cube, descends, closes the gripper, lifts: one object per episode.
+
+    Proportional control of position and orientation with Gaussian noise on every action; speed and the height of
+    approach differ from episode to episode.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._gain = rng.uniform(0.6, 1.2)
+        self._approach = rng.uniform(0.04, 0.08)  # metres above the cube
+        self._phase = "reach"
+        self._closing = 0  # control steps since the gripper began to close
+
+    def act(self, observation: dict[str, Any]) -> npt.NDArray[np.float32]:
+        """The named observations of one control step → action (7,) in [-1, 1]."""
+        error = observation["cube_pos"] - observation["eef_pos"]
+        self._advance(error)
+        if self._phase == "reach":
+            error[2] += self._approach
+        elif self._phase == "lift":
+            error = np.array([0.0, 0.0, 0.1])
+        grip = 1.0 if self._phase in ("close", "lift") else -1.0
+        turn = _turn_to(POINTING_DOWN, observation["eef_rot"])
+        action = np.concatenate([self._gain * error / FULL_MOVE, 0.5 * turn / FULL_TURN, [grip]])
+        action[:6] += self._rng.normal(0.0, ACTION_NOISE, 6)
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+    def _advance(self, error: FloatArray) -> None:
+        """Change the phase by the way (3,) in metres from the gripper to the cube."""
+        if self._phase == "reach" and np.linalg.norm(error[:2]) < 0.015:
+            self._phase = "descend"
+        elif self._phase == "descend" and np.linalg.norm(error) < 0.012:
+            self._phase = "close"
+        elif self._phase == "close":
+            self._closing += 1
+            self._phase = "lift" if self._closing >= 5 else "close"
+
+
+def _turn_to(target: FloatArray, rotation: FloatArray) -> FloatArray:
+    """The small rotation (3,) in radians that leads from `rotation` to `target`, both (6,) as in `eef_rot`."""
+    now, then = rotation.reshape(2, 3), target.reshape(2, 3)
+    return 0.5 * (np.cross(now, then).sum(axis=0) + np.cross(np.cross(*now), np.cross(*then)))
+
+
+def demonstrate(
+    env: LiftEnv, rng: np.random.Generator
+) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32], bool]:
+    """One episode of the demonstrator: observations {key: (T, ...)}, actions (T, 7), and whether it succeeded."""
+    observation, info = env.reset()
+    demonstrator = Demonstrator(rng)
+    observations, actions, over = [], [], False
+    while not over:
+        observations.append(observation)
+        actions.append(demonstrator.act(observation))
+        observation, _, terminated, truncated, info = env.step(actions[-1])
+        over = terminated or truncated
+    return {key: np.stack([o[key] for o in observations]) for key in observation}, np.stack(actions), info["success"]
+
+
+def demos(task: Task, n: int, rng: np.random.Generator, progress: Callable[[float], None] = lambda share: None) -> Demos:
+    """`n` successful episodes of the scripted demonstrator. The few that fail (under 5 in 100) are left out."""
+    env = LiftEnv(AREAS[task.id].demonstrated, int(rng.integers(2**63)))
+    episodes: list[tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]]] = []
+    for _ in range(2 * n + 10):
+        observations, actions, success = demonstrate(env, rng)
+        if success:
+            episodes.append((observations, actions))
+            progress(len(episodes) / n)
+        if len(episodes) == n:
+            break
+    else:
+        raise RuntimeError(f"{task.id}: the demonstrator succeeded in {len(episodes)} of {2 * n + 10} episodes only")
+    return Demos(
+        observations={key: np.concatenate([o[key] for o, _ in episodes]) for key in env.observation_space.spaces},
+        actions=np.concatenate([a for _, a in episodes]),
+        ends=np.cumsum([len(a) for _, a in episodes], dtype=np.int64),
+        success=np.ones(n, np.bool_),
+    )
