@@ -1,7 +1,7 @@
 """The figures of the report, by matplotlib's object interface: one function per figure, nothing global.
 
-A method has one colour and one marker everywhere, from Okabe and Ito's palette that colour-blind readers can tell apart
-(https://jfly.uni-koeln.de/color/).
+A method has one colour and one marker everywhere, after Okabe and Ito's palette that colour-blind readers can tell
+apart (https://jfly.uni-koeln.de/color/), its blue a little lighter to be seen on dark paper too.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from bench.stages.curves import Curves
 from bench.stats import Array
 from bench.summary import Result, TaskResult
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#A08A00")
+COLOURS = ("#1F7FC8", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#A08A00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-WIDTH = 5.4  # inches; small, so that text stays readable when the page is as narrow as a phone
+WIDTH = 5.0  # inches; small, so that text stays readable when the page is as narrow as a phone
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,13 @@ def _dress(axes: Axes, theme: Theme) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(theme.faint)
-    for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
+    for text in (axes.xaxis.label, axes.yaxis.label):
         text.set_color(theme.ink)
         text.set_fontsize(10)
+
+
+def _title(axes: Axes, text: str, style: Style) -> None:
+    axes.set_title(text, loc="left", fontsize=10, color=style.theme.ink)
 
 
 def _short(value: float, _: object = None) -> str:
@@ -100,8 +104,8 @@ def success(task: TaskResult, style: Style) -> Figure:
         colour = style.colour(result.method)
         if len(result.lines) > 1:
             for x, y in result.lines:
-                axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.35)
-        axes.fill_between(result.grid, *result.band, color=colour, alpha=0.15, linewidth=0)
+                axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.3)
+        axes.fill_between(result.grid, *result.band, color=colour, alpha=0.12, linewidth=0)
         ticks = max(1, len(result.grid) // 8)
         axes.plot(
             result.grid, result.mean, color=colour, linewidth=2, marker=style.marker(result.method), markersize=5,
@@ -111,7 +115,7 @@ def success(task: TaskResult, style: Style) -> Figure:
     axes.set(xlabel="control steps of fine-tuning", ylabel="success rate", ylim=(-0.02, 1.02), xlim=(0, None))
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_title(task.task, loc="left")
+    _title(axes, task.task, style)
     _name_lines(axes, [(r.method, float(r.grid[-1]), float(r.mean[-1])) for r in drawn], style)
     return figure
 
@@ -124,7 +128,7 @@ def _name_lines(axes: Axes, ends: list[tuple[str, float, float]], style: Style, 
     right = axes.get_xlim()[1]
     for (method, x, y), place in zip(ends, places, strict=True):
         axes.annotate(
-            method, xy=(x, y), xytext=(right * 1.035, place), textcoords="data", va="center", fontsize=9,
+            method, xy=(x, y), xytext=(right * 1.065, place), textcoords="data", va="center", fontsize=9,
             color=style.theme.ink, annotation_clip=False, fontweight="bold",
             arrowprops={"arrowstyle": "-", "color": style.colour(method), "linewidth": 1.4, "shrinkA": 1, "shrinkB": 0},
         )  # fmt: skip
@@ -154,6 +158,28 @@ def _spread(values: list[float], gap: float, low: float, high: float) -> list[fl
     return [float(v) for v in result]
 
 
+def areas(task: TaskResult, style: Style) -> Figure | None:
+    """Area under the success curve per method, the largest on top, with intervals and a faint dot per seed."""
+    shown = task.ranked[::-1]
+    if not shown:
+        return None
+    figure, (axes,) = _figure(style, 0.9 + 0.34 * len(shown))
+    for row, result in enumerate(shown):
+        if result.area is None:
+            continue
+        colour = style.colour(result.method)
+        axes.plot([result.area.low, result.area.high], [row, row], color=colour, linewidth=2.5, solid_capstyle="round")
+        axes.plot(
+            result.areas.mean(axis=1), [row] * len(result.areas), "|", color=style.theme.ink, markersize=9, mew=0.8
+        )
+        axes.plot([result.area.value], [row], marker=style.marker(result.method), color=colour, markersize=8)
+    axes.set(yticks=range(len(shown)), ylim=(-0.6, len(shown) - 0.4), xlim=(0, 1))
+    axes.set_xlabel("area under the success curve (marks: seeds)")
+    axes.set_yticklabels([r.method for r in shown], fontweight="bold")
+    axes.grid(False, axis="y")
+    return figure
+
+
 def coverage(task: TaskResult, style: Style) -> Figure | None:
     """Bars of Success@1 and Success@K of the frozen policies, σ chosen on selection states; None without any."""
     shown = [r for r in task.results if r.before][::-1]
@@ -166,7 +192,7 @@ def coverage(task: TaskResult, style: Style) -> Figure | None:
     axes.set_yticklabels([r.method for r in shown], fontweight="bold")
     axes.grid(False, axis="y")
     k = shown[0].before[-1].k
-    axes.set_title(f"{task.task}: Success@1 (solid), Success@{k} (hatched)", loc="left")
+    axes.set_title(f"{task.task}: Success@1 solid, @{k} hatched", loc="right", fontsize=10, color=style.theme.ink)
     return figure
 
 
@@ -197,7 +223,7 @@ def coverage_by_sigma(curves: Curves, task: str, style: Style) -> Figure | None:
                 markersize=5, label=str(names),
             )  # fmt: skip
         axes.set(xlabel="noise level σ of the context", ylim=(-0.02, 1.02), xlim=(-0.03, 1.03))
-        axes.set_title(f"Success@{k}", loc="left")
+        _title(axes, f"Success@{k}", style)
     panels[0].set_ylabel("success before RL")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
@@ -253,8 +279,8 @@ def sigma(curves: Curves, task: str, style: Style) -> Figure | None:
             axes.plot(*weighted(part, column), color=colour, linewidth=2, label=str(method))
     over.set(xlabel="share of fine-tuning done", ylabel="mean σ chosen", xlim=(0, 1))
     within.set(xlabel="decision within the episode")
-    over.set_title("over training", loc="left")
-    within.set_title("in the last third", loc="left")
+    _title(over, "over training", style)
+    _title(within, "in the last third", style)
     for axes in (over, within):
         axes.set_ylim(-0.02, max(0.3, float(rows["sigma"].max()) * 1.1))
     handles, labels = over.get_legend_handles_labels()

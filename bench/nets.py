@@ -255,7 +255,8 @@ class FlowPolicy(nn.Module):
         """
         x = torch.lerp(a, z, tau[:, None, None])
         error = self.net(x, tau, self.encode(s, c, sigma, eps)) - (z - a)
-        return (error.square().mean(2) * weight).sum() / weight.sum()
+        mean: Tensor = (error.square().mean(2) * weight).sum() / weight.sum()
+        return mean
 
     @torch.inference_mode()
     def features(self, s: FloatArray, c: FloatArray) -> FloatArray:

@@ -6,8 +6,10 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 
 def child(seed: int, *names: str | int) -> int:
@@ -39,3 +41,23 @@ def fence(seed: int) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.set_rng_state(states[2])
+
+
+def pack_generator(rng: np.random.Generator) -> npt.NDArray[np.uint64]:
+    """The state of a PCG64 generator as (6,) uint64."""
+    state: dict[str, Any] = dict(rng.bit_generator.state)
+    words = [w for key in ("state", "inc") for w in divmod(state["state"][key], 2**64)]
+    return np.array([*words, state["has_uint32"], state["uinteger"]], np.uint64)
+
+
+def unpack_generator(packed: npt.NDArray[np.uint64]) -> np.random.Generator:
+    """A generator with the state that `pack_generator` gave, (6,) uint64."""
+    w = [int(x) for x in packed]
+    bits = np.random.PCG64()
+    bits.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": w[0] * 2**64 + w[1], "inc": w[2] * 2**64 + w[3]},
+        "has_uint32": w[4],
+        "uinteger": w[5],
+    }
+    return np.random.Generator(bits)

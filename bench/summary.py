@@ -192,13 +192,15 @@ def _before(curves: Curves, task: str, method: str) -> tuple[Before, ...]:
 
 
 def _before_k(frame: pd.DataFrame, k: int, task: str) -> Before:
-    values, sigmas = [], []
-    for _, rows in frame.groupby("seed"):
-        sigma = chosen_sigma(rows[rows["half"] == "selection"], k)
-        values.append(at_k(rows[(rows["half"] == "report") & (rows["sigma"] == sigma)], k)[:, None])
-        sigmas.append(sigma)
-    matrix = _stack(values)[..., 0]
-    return Before(k, estimate(matrix, seeding.rng(0, "before", task, k)), float(np.mean(sigmas)))
+    found = [one_seed(rows, k) for _, rows in frame.groupby("seed")]
+    matrix = _stack([values[:, None] for values, _ in found])[..., 0]
+    return Before(k, estimate(matrix, seeding.rng(0, "before", task, k)), float(np.mean([s for _, s in found])))
+
+
+def one_seed(frame: pd.DataFrame, k: int) -> tuple[Array, float]:
+    """Success@k per report start state (S,) of one seed's coverage rows, and the σ chosen on the selection half."""
+    sigma = chosen_sigma(frame[frame["half"] == "selection"], k)
+    return at_k(frame[(frame["half"] == "report") & (frame["sigma"] == sigma)], k), sigma
 
 
 def by_seed(frame: pd.DataFrame, k: int, task: str) -> Estimate:

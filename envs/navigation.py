@@ -28,9 +28,8 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from bench.seeding import fence
+from bench.seeding import fence, pack_generator, unpack_generator
 from bench.types import Demos, State, Task
-from envs.toy import pack_generator, unpack_generator
 
 requires = ("ogbench", "mujoco", "dm_control")
 
@@ -232,7 +231,7 @@ def _task(name: str, horizon: int, demonstrations: str, finetuning: str, profile
 
 
 # Horizons: the noisy demonstrator needs about 20 control steps per cell, so 390 for the longest way of `large` (19
-# cells), 290 for that of `-unseen` (14) and 80 for that of `-instruction` (4). The ladder has 50 per cell, OGBench 1000.
+# cells), 290 for that of `-unseen` (14), 80 for that of `-instruction` (4). The ladder has 50 per cell, OGBench 1000.
 tasks = (
     _task("pointmaze-large", 500, "goals in all 46 cells", "goals in all 46 cells", "standard"),
     _task(

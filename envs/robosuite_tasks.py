@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -36,6 +36,8 @@ POINTING_DOWN = np.array([0.0, 1.0, 0.0, 1.0, 0.0, 0.0])  # first two columns of
 
 requires: tuple[str, ...] = ("robosuite", "mujoco", "numba")
 
+Episode = tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32], bool]
+
 
 @dataclass(frozen=True)
 class Area:
@@ -52,32 +54,23 @@ class Area:
         return f"x {self.x[0]:+.2f} to {self.x[1]:+.2f} m, y {self.y[0]:+.2f} to {self.y[1]:+.2f} m"
 
 
-@dataclass(frozen=True)
-class Areas:
-    """Where the cube lies when an episode begins."""
-
-    demonstrated: Area
-    finetuned: Area
-
-
-TABLE = Area((-0.12, 0.12), (-0.15, 0.15))
-AREAS = {
-    "robosuite_tasks/lift": Areas(TABLE, TABLE),
-    "robosuite_tasks/lift-unseen": Areas(Area((-0.12, 0.12), (-0.15, 0.03)), Area((-0.12, 0.12), (0.05, 0.15))),
-}
+LEFT, RIGHT = Area((-0.12, 0.12), (0.10, 0.20)), Area((-0.12, 0.12), (-0.20, -0.10))
+TABLE = Area((-0.12, 0.12), (-0.20, 0.20))
+DEMONSTRATED = {"robosuite_tasks/lift": TABLE, "robosuite_tasks/lift-unseen": RIGHT}
+FINETUNED = {"robosuite_tasks/lift": TABLE, "robosuite_tasks/lift-unseen": LEFT}
 
 
 def _task(name: str, profiles: tuple[str, ...]) -> Task:
-    areas = AREAS[f"robosuite_tasks/{name}"]
+    task_id = f"robosuite_tasks/{name}"
     return Task(
-        id=f"robosuite_tasks/{name}",
+        id=task_id,
         version=1,
         horizon=HORIZON,
         control_hz=CONTROL_HZ,
         state_keys=("eef_pos", "eef_rot", "gripper_qpos"),
         context_keys=("cube_pos",),
-        demonstrations=f"cube at {areas.demonstrated}, its sides parallel to the table's",
-        finetuning=f"cube at {areas.finetuned}, its sides parallel to the table's",
+        demonstrations=f"cube at {DEMONSTRATED[task_id]}, its sides parallel to the table's",
+        finetuning=f"cube at {FINETUNED[task_id]}, its sides parallel to the table's",
         success="the cube's centre is more than 4 cm above the table",
         demo_count=200,
         position_keys=("eef_pos", "cube_pos"),
@@ -139,8 +132,10 @@ ROBOT_SPACES = {
 class ArmEnv(gymnasium.Env[dict[str, Any], Any]):
     """One Panda in a robosuite environment. A subclass places the objects and says what is seen of them."""
 
-    name: str  # robosuite's name of the environment
-    object_spaces: dict[str, gymnasium.spaces.Box]
+    name: ClassVar[str]  # robosuite's name of the environment
+    object_spaces: ClassVar[dict[str, gymnasium.spaces.Box]]
+    observation_space: gymnasium.spaces.Dict
+    action_space: gymnasium.spaces.Box
 
     def __init__(self, area: Area, seed: int) -> None:
         super().reset(seed=seed)  # makes self.np_random, all that episodes draw from
@@ -151,6 +146,7 @@ class ArmEnv(gymnasium.Env[dict[str, Any], Any]):
         self._robot = self._simulation.robots[0]
         self._site = self._robot.eef_site_id["right"]
         self._fingers = self._robot._ref_gripper_joint_pos_indexes["right"]
+        self._held = self._numbers_of_controllers()
         self._steps = 0
         self._last: dict[str, npt.NDArray[np.float32]] = {}
         self.observation_space = gymnasium.spaces.Dict({**ROBOT_SPACES, **self.object_spaces})
@@ -199,21 +195,25 @@ class ArmEnv(gymnasium.Env[dict[str, Any], Any]):
             "gripper_qpos": data.qpos[self._fingers],
             **self._see_objects(),
         }
-        spaces = self.observation_space.spaces
-        return {key: np.clip(value, spaces[key].low, spaces[key].high).astype(np.float32) for key, value in values.items()}
+        boxes = {**ROBOT_SPACES, **self.object_spaces}
+        return {key: np.clip(values[key], box.low, box.high).astype(np.float32) for key, box in boxes.items()}
+
+    def _numbers_of_controllers(self) -> list[tuple[str, str]]:
+        """Part and name of every number and array that the controllers hold, right after a reset."""
+        kinds = (np.ndarray, np.generic, bool, int, float)
+        parts = self._robot.part_controllers.items()
+        return [
+            (part, name) for part, holder in parts for name, value in vars(holder).items() if isinstance(value, kinds)
+        ]
 
     def _controllers(self) -> State:
-        """Every number and array the controllers hold: goals, and what they computed and use again."""
-        return {
-            f"{part}.{name}": np.array(value)
-            for part, controller in self._robot.part_controllers.items()
-            for name, value in vars(controller).items()
-            if isinstance(value, (np.ndarray, np.generic, bool, int, float))
-        }
+        """Goals, and what the controllers computed and use again. What they hold only later is computed before use."""
+        parts = self._robot.part_controllers
+        return {f"{part}.{name}": np.array(getattr(parts[part], name)) for part, name in self._held}
 
     def _set_controllers(self, state: State) -> None:
-        for key, value in state.items():
-            part, name = key.split(".")
+        for part, name in self._held:
+            value = state[f"{part}.{name}"]
             setattr(self._robot.part_controllers[part], name, value.copy() if value.ndim else value.item())
 
     def get_state(self) -> State:
@@ -246,7 +246,7 @@ class LiftEnv(ArmEnv):
     """robosuite's Lift with the cube's place drawn from an area. Its half sides are 2.1, 2.1 and 2.0 cm."""
 
     name = "Lift"
-    object_spaces = {"cube_pos": _box((-1.0, 1.0), (-1.0, 1.0), (0.0, 2.0))}  # metres, world frame
+    object_spaces: ClassVar = {"cube_pos": _box((-1.0, 1.0), (-1.0, 1.0), (0.0, 2.0))}  # metres, world frame
 
     def _place_objects(self) -> None:
         cube = self._simulation.cube
@@ -270,18 +270,15 @@ def _pack_generator(rng: np.random.Generator) -> npt.NDArray[np.uint64]:
 
 def _unpack_generator(packed: npt.NDArray[np.uint64], rng: np.random.Generator) -> None:
     """Put `rng` into the state (6,) that `_pack_generator` gave."""
-    state_high, state_low, inc_high, inc_low, has_uint32, uinteger = (int(word) for word in packed)
-    rng.bit_generator.state = {
-        "bit_generator": "PCG64",
-        "state": {"state": state_high << 64 | state_low, "inc": inc_high << 64 | inc_low},
-        "has_uint32": has_uint32,
-        "uinteger": uinteger,
-    }
+    high, low, inc_high, inc_low, has_uint32, uinteger = (int(word) for word in packed)
+    state = {"state": high << 64 | low, "inc": inc_high << 64 | inc_low}
+    kept = {"has_uint32": has_uint32, "uinteger": uinteger}
+    rng.bit_generator.state = {"bit_generator": "PCG64", "state": state, **kept}
 
 
 def make(task: Task, seed: int) -> LiftEnv:
     """A fresh environment of the fine-tuning area. Equal seeds give equal trajectories."""
-    return LiftEnv(AREAS[task.id].finetuned, seed)
+    return LiftEnv(FINETUNED[task.id], seed)
 
 
 class Demonstrator:
@@ -310,7 +307,8 @@ class Demonstrator:
         turn = _turn_to(POINTING_DOWN, observation["eef_rot"])
         action = np.concatenate([self._gain * error / FULL_MOVE, 0.5 * turn / FULL_TURN, [grip]])
         action[:6] += self._rng.normal(0.0, ACTION_NOISE, 6)
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+        clipped: npt.NDArray[np.float32] = action.clip(-1.0, 1.0).astype(np.float32)
+        return clipped
 
     def _advance(self, error: FloatArray) -> None:
         """Change the phase by the way (3,) in metres from the gripper to the cube."""
@@ -320,18 +318,17 @@ class Demonstrator:
             self._phase = "close"
         elif self._phase == "close":
             self._closing += 1
-            self._phase = "lift" if self._closing >= 5 else "close"
+            self._phase = "lift" if self._closing == 5 else "close"
 
 
 def _turn_to(target: FloatArray, rotation: FloatArray) -> FloatArray:
     """The small rotation (3,) in radians that leads from `rotation` to `target`, both (6,) as in `eef_rot`."""
     now, then = rotation.reshape(2, 3), target.reshape(2, 3)
-    return 0.5 * (np.cross(now, then).sum(axis=0) + np.cross(np.cross(*now), np.cross(*then)))
+    turn: FloatArray = 0.5 * (np.cross(now, then).sum(axis=0) + np.cross(np.cross(*now), np.cross(*then)))
+    return turn
 
 
-def demonstrate(
-    env: LiftEnv, rng: np.random.Generator
-) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32], bool]:
+def demonstrate(env: LiftEnv, rng: np.random.Generator) -> Episode:
     """One episode of the demonstrator: observations {key: (T, ...)}, actions (T, 7), and whether it succeeded."""
     observation, info = env.reset()
     demonstrator = Demonstrator(rng)
@@ -344,22 +341,20 @@ def demonstrate(
     return {key: np.stack([o[key] for o in observations]) for key in observation}, np.stack(actions), info["success"]
 
 
-def demos(task: Task, n: int, rng: np.random.Generator, progress: Callable[[float], None] = lambda share: None) -> Demos:
+def demos(task: Task, n: int, rng: np.random.Generator, progress: Callable[[float], None] = lambda _: None) -> Demos:
     """`n` successful episodes of the scripted demonstrator. The few that fail (under 5 in 100) are left out."""
-    env = LiftEnv(AREAS[task.id].demonstrated, int(rng.integers(2**63)))
-    episodes: list[tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]]] = []
+    env = LiftEnv(DEMONSTRATED[task.id], int(rng.integers(2**63)))
+    episodes: list[Episode] = []
     for _ in range(2 * n + 10):
-        observations, actions, success = demonstrate(env, rng)
-        if success:
-            episodes.append((observations, actions))
+        if len(episodes) < n:
+            episode = demonstrate(env, rng)
+            episodes += [episode] if episode[2] else []
             progress(len(episodes) / n)
-        if len(episodes) == n:
-            break
-    else:
-        raise RuntimeError(f"{task.id}: the demonstrator succeeded in {len(episodes)} of {2 * n + 10} episodes only")
+    if len(episodes) < n:
+        raise RuntimeError(f"{task.id}: the demonstrator succeeded in only {len(episodes)} of {2 * n + 10} episodes")
     return Demos(
-        observations={key: np.concatenate([o[key] for o, _ in episodes]) for key in env.observation_space.spaces},
-        actions=np.concatenate([a for _, a in episodes]),
-        ends=np.cumsum([len(a) for _, a in episodes], dtype=np.int64),
+        observations={key: np.concatenate([o[key] for o, _, _ in episodes]) for key in env.observation_space.spaces},
+        actions=np.concatenate([a for _, a, _ in episodes]),
+        ends=np.cumsum([len(a) for _, a, _ in episodes], dtype=np.int64),
         success=np.ones(n, np.bool_),
     )

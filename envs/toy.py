@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from bench.seeding import pack_generator, unpack_generator
 from bench.types import Demos, State, Task
 
 HORIZON = 40  # control steps
@@ -47,26 +48,6 @@ tasks = (
     _task("reach", "goals in the whole square", "goals in the whole square"),
     _task("reach-unseen", "goals in the outer ring, max(|x|, |y|) >= 0.6", "goals in the middle, max(|x|, |y|) <= 0.4"),
 )
-
-
-def pack_generator(rng: np.random.Generator) -> npt.NDArray[np.uint64]:
-    """The state of a PCG64 generator as (6,) uint64."""
-    state: dict[str, Any] = dict(rng.bit_generator.state)
-    words = [w for key in ("state", "inc") for w in divmod(state["state"][key], 2**64)]
-    return np.array([*words, state["has_uint32"], state["uinteger"]], np.uint64)
-
-
-def unpack_generator(packed: npt.NDArray[np.uint64]) -> np.random.Generator:
-    """A generator with the state that `pack_generator` gave, (6,) uint64."""
-    w = [int(x) for x in packed]
-    bits = np.random.PCG64()
-    bits.state = {
-        "bit_generator": "PCG64",
-        "state": {"state": w[0] * 2**64 + w[1], "inc": w[2] * 2**64 + w[3]},
-        "has_uint32": w[4],
-        "uinteger": w[5],
-    }
-    return np.random.Generator(bits)
 
 
 def draw_in_ring(rng: np.random.Generator, low: float, high: float) -> npt.NDArray[np.float64]:

@@ -143,7 +143,8 @@ class Fabricated:
         return [
             {"point": p, **self.axes(cell, p), "success_rate": float(rate[p, "report"]),
              "selection_success_rate": float(rate[p, "selection"]), "sigma": 0.3 if kind.learns_sigma else None,
-             "critic_loss": 0.1 / (p + 1) if p else None, "actor_loss": -0.5 if p else None, "alpha": 0.01 if p else None}
+             "critic_loss": 0.1 / (p + 1) if p else None, "actor_loss": -0.5 if p else None,
+             "alpha": 0.01 if p else None}
             for p in range(count)
         ]  # fmt: skip
 
@@ -177,8 +178,8 @@ class Fabricated:
 
     def _training(self, cell: dict[str, Any]) -> list[dict[str, Any]]:
         return [
-            {"decisions": 100 * i, "control_steps": 500 * i, "gradient_steps": 100 * i, "success": float(s), "episodes": 5,
-             "sigma": 0.3, "critic_loss": 0.1, "actor_loss": -0.5, "alpha": 0.01, "q": 0.2, "entropy": -1.0}
+            {"decisions": 100 * i, "control_steps": 500 * i, "gradient_steps": 100 * i, "success": float(s),
+             "episodes": 5, "sigma": 0.3, "critic_loss": 0.1, "actor_loss": -0.5, "alpha": 0.01, "q": 0.2, "entropy": -1.0}
             for i, s in enumerate(self.curve(cell))
         ]  # fmt: skip
 
