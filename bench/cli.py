@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
+import bench
 from bench import config as cfg
 from bench import registry
-from bench.plan import PROFILES, SEEDS, Cell, Plan, Request, all_keys, default_jobs, make_plan, parse_seeds
+from bench.plan import PROFILES, SEEDS, Plan, Request, all_keys, default_jobs, make_plan, parse_seeds
 from bench.store import Store, read_json
 from bench.types import InputError, Stopped
 
@@ -19,7 +22,10 @@ RESULTS = "results/runs"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that answers a mistake with one line and the nearest option."""
+    """argparse that takes no abbreviations and answers a mistake with one line and the nearest option."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         words = message.split()
@@ -31,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """All subcommands and options."""
-    top = Parser(prog="python -m bench", description=__import__("bench").__doc__)
+    top = Parser(prog="python -m bench", description=bench.__doc__)
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run a comparison; finished work is skipped, a killed run goes on")
@@ -130,13 +136,15 @@ def command_run(args: argparse.Namespace) -> int:
     left = sum(s.state != "done" for s in board.units.values())
     print(f"run {plan.run_id}: {len(plan.cells)} cells, {left} of {len(board.units)} stages to do, in {folder}")
     try:
-        with _tracking(args, store, folder), screen(board):
+        with _tracking(args, store, folder, left), screen(board):
             executor.run()
     finally:
         if left and not executor.stopping.is_set():
             print(f"{duration(time.monotonic() - begun)} with {args.jobs} workers")
-    page = report.write(store, folder, folder / "report")
-    print((folder / "report" / "report.md").read_text())
+    page = folder / "report" / "index.html"
+    if left or not page.exists():
+        page = report.write(store, folder, folder / "report")
+    report.show(store, folder)
     print(f"report: {page}\ncompare in MLflow: python -m bench ui" + _results_option(args))
     return _failures(plan, board)
 
@@ -145,12 +153,11 @@ def _results_option(args: argparse.Namespace) -> str:
     return "" if str(args.results) == RESULTS else f" --results {args.results}"
 
 
-def _tracking(args: argparse.Namespace, store: Store, folder: Path) -> Any:
-    from contextlib import nullcontext
-
+def _tracking(args: argparse.Namespace, store: Store, folder: Path, left: int) -> Any:
+    """The live mirror in MLflow, unless it is not wanted or nothing is left to mirror."""
     from bench import tracking
 
-    return nullcontext() if args.no_tracking else tracking.Live(store, folder, args.tracking_uri)
+    return nullcontext() if args.no_tracking or not left else tracking.Live(store, folder, args.tracking_uri)
 
 
 def _failures(plan: Plan, board: Any) -> int:
@@ -248,7 +255,7 @@ def _cell_line(store: Store, cell: dict[str, Any]) -> str:
     points = entry.file("points.json")
     if not points.exists():
         return f"{name}: {stage} {status}"
-    latest = __import__("json").loads(points.read_text())[-1]
+    latest = json.loads(points.read_text())[-1]
     return f"{name}: {status}, success {latest['success_rate']:.2f} at {latest['control_steps']} control steps"
 
 
@@ -291,8 +298,3 @@ def command_doctor(args: argparse.Namespace) -> int:
             f"{'ok   ' if finding.ok else 'WRONG'} {finding.what}" + (f"\n      {finding.fix}" if finding.fix else "")
         )
     return 0 if all(f.ok for f in findings) else 1
-
-
-def cells_by_name(plan: Plan) -> dict[str, Cell]:
-    """Cell name → cell."""
-    return {cell.name: cell for cell in plan.cells}

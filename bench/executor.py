@@ -268,7 +268,7 @@ def run_unit(store: Store, unit: Unit, reporter: Reporter) -> tuple[str, ...]:
     """Run one stage under its lock: ("done",), ("busy",), ("stopped",) or ("failed", last line)."""
     entry = store.entry(unit.stage, unit.key)
     try:
-        with entry.lock():
+        with entry.lock(seconds=1.0):  # whoever only looks at the status holds it for a moment
             if (entry.folder / "meta.json").exists():
                 return ("done",)
             try:

@@ -16,6 +16,8 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table as RichTable
 
 from bench import figures, summary
 from bench.page import Block, Code, Heading, Image, Items, Table, Text, html, markdown
@@ -42,6 +44,19 @@ def write(store: Store, run_folder: Path, out: Path) -> Path:
     write_atomic(out / "report.md", lambda p: p.write_text(markdown(blocks)))
     write_atomic(out / "index.html", lambda p: p.write_text(html(blocks, f"Report of run {curves.run.get('run')}")))
     return out / "index.html"
+
+
+def show(store: Store, run_folder: Path) -> None:
+    """Print each task's verdict and main table on the terminal."""
+    console = Console()
+    for task in summary.summarise(gather(store, run_folder)):
+        table = _main_table(task)
+        grid = RichTable(title=task.task, caption=verdict(task), title_justify="left", caption_justify="left")
+        for name in table.header:
+            grid.add_column(name)
+        for row in table.rows:
+            grid.add_row(*row)
+        console.print(grid)
 
 
 # figures
@@ -161,7 +176,11 @@ def _main_row(r: Result) -> tuple[str, ...]:
     half = DASH
     if r.area is not None or r.final is not None:
         never = f"not reached ({r.reached}/{len(r.seeds)} seeds)"
-        half = number(r.steps_to_threshold) if r.steps_to_threshold is not None else never
+        half = (
+            never
+            if r.steps_to_threshold is None
+            else number(r.steps_to_threshold) + " (from the start)" * (r.steps_to_threshold == 0)
+        )
     none = math.isnan(r.pretrain_steps)
     cost = DASH if none else f"{number(r.pretrain_steps)} steps, {r.pretrain_seconds:.0f}\u00a0s"
     return r.method, f"{len(r.seeds)}/{r.planned}", *before, spread(r.final), spread(r.area), half, cost
@@ -204,9 +223,10 @@ def _lead(task: TaskResult, first: Result) -> str:
     nearest = rivals[0].method
     gap = f" (ahead of {nearest} by {spread(task.behind[nearest][0])})" if nearest in task.behind else ""
     if not open_:
-        few = min(len(r.seeds) for r in task.ranked) < summary.FEW_SEEDS
-        where = " on these seeds" if few else ""
-        return f"{first.method} learned fastest{where}{gap}: every paired difference to another method is above zero."
+        fewest = min(len(r.seeds) for r in task.ranked)
+        where = "" if fewest >= summary.FEW_SEEDS else " on these seeds" if fewest > 1 else " with this one seed"
+        claim = "learned fastest" if fewest > 1 else "has the largest area"
+        return f"{first.method} {claim}{where}{gap}: every paired difference to another method is above zero."
     return (
         f"{first.method} has the largest area{gap}, but is not separated from {_and(open_)}: "
         "the interval of the paired difference includes zero."

@@ -172,10 +172,10 @@ class Entry:
         except filelock.Timeout:
             return True
 
-    def lock(self) -> filelock.BaseFileLock:
-        """A lock that dies with its process; raises filelock.Timeout at once if another process holds it."""
+    def lock(self, seconds: float = 0.0) -> filelock.BaseFileLock:
+        """A lock that dies with its process; raises filelock.Timeout if another holds it for that long."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(self.folder / ".lock", timeout=0)
+        return filelock.FileLock(self.folder / ".lock", timeout=seconds)
 
     def meta(self) -> dict[str, Any]:
         """The meta.json of a finished stage."""

@@ -228,14 +228,17 @@ def _rows(result: Result, seeds: list[int]) -> Array:
 
 
 def across(tasks: list[TaskResult]) -> dict[str, Estimate]:
-    """Method → interquartile mean of the area over (task, seed), for methods finished on every ranked task."""
+    """Method → interquartile mean of the area over (task, seed), for methods finished on every ranked task.
+
+    Nothing for methods with a single seed on some task: an interval over seeds does not exist there.
+    """
     ranked = [t for t in tasks if t.ranked]
     found: dict[str, Estimate] = {}
     if len(ranked) < 2:
         return found
     for method in dict.fromkeys(r.method for t in ranked for r in t.ranked):
         strata = [r.areas.mean(axis=1) for t in ranked for r in t.ranked if r.method == method]
-        if len(strata) == len(ranked):
+        if len(strata) == len(ranked) and min(map(len, strata)) > 1:
             rng = seeding.rng(0, "across", method)
             value, (low, high) = stats.stratified(strata, lambda v: stats.interquartile_mean(v, axis=1), rng)
             found[method] = Estimate(value, low, high)

@@ -11,13 +11,12 @@ import logging
 import math
 import os
 import shlex
-import subprocess
+import socket
 import sys
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
@@ -35,7 +34,7 @@ POINT_METRICS = (
 MEAN_METRICS = POINT_METRICS[:6]  # of a method's run: means over its seeds
 ARTIFACTS = ("episodes.parquet", "training.parquet", "sigma.parquet", "points.json", "meta.json")
 VALUE_LIMIT = 6000  # MLflow cuts longer parameter values silently
-BATCH = 100  # parameters per request
+BATCH = 100  # parameters per request, MLflow's limit
 PERIOD = 5.0  # seconds between two looks at the files while a run goes on
 LAST_SECONDS = 30.0  # how long the end of a run waits for the last look
 
@@ -66,17 +65,15 @@ def sync(store: Store, run_folder: Path, uri: str) -> int:
 
     Raises InputError if the tracking server does not answer.
     """
+    read_json(run_folder / "run.json")
     try:
         return Mirror(store, run_folder, uri).sync()
-    except InputError:
-        raise
     except Exception as error:
         raise InputError(f"tracking store {uri}: {_brief(error)}; start it, or choose another --tracking-uri") from None
 
 
 def _brief(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class Mirror:
@@ -277,18 +274,19 @@ def _search(client: Any, experiment: str, wanted: str) -> list[Any]:
 
 def _points(entry: Entry) -> list[dict[str, Any]]:
     """The evaluation points a fine-tuning has so far."""
-    path = entry.file("points.json")
-    try:
-        return list(json.loads(path.read_text())) if path.exists() else []
-    except (ValueError, OSError):
-        return []
+    with suppress(OSError, ValueError):
+        return list(json.loads(entry.file("points.json").read_text()))
+    return []
 
 
 def _before(entry: Entry, start: int) -> list[Point]:
     """Success@1 and Success@K before RL as metrics at step 0."""
-    if entry.status() != "done":
+    try:
+        frame = read_table(entry.file("coverage.parquet"), schema.COVERAGE) if entry.status() == "done" else None
+    except InputError:  # the report says so; here the rest goes on
+        frame = None
+    if frame is None or frame.empty:
         return []
-    frame = read_table(entry.file("coverage.parquet"), schema.COVERAGE)
     attempts = int(frame.groupby(["half", "sigma", "start"]).size().min())
     return [
         (f"success_at_{k}", float(summary.one_seed(frame, k)[0].mean()), start, 0)
@@ -334,11 +332,11 @@ class Live:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(LAST_SECONDS)
         if self._thread.is_alive():
-            self._warn("does not answer in time")
+            self._warn("is slow")
 
     def _loop(self) -> None:
         while not self._stop.wait(self.period):
@@ -378,13 +376,13 @@ def compare_links(uri: str, base: str, run: str) -> dict[str, str]:
 
 
 def ui(store: Store, uri: str, port: int = 5000, run_folder: Path | None = None) -> int:
-    """Serve MLflow's pages on 127.0.0.1 until interrupted, after printing where to look; the exit code.
+    """Print where to look, then become MLflow's own server on 127.0.0.1, until interrupted.
 
-    For the address of a server nothing is started, only the links are printed.
+    For the address of a server nothing is started, only the links are printed, and 0 is returned.
     """
     remote = uri.startswith("http")
     base = uri.rstrip("/") if remote else f"http://127.0.0.1:{port}"
-    print(f"MLflow: {base}")
+    print(f"MLflow: {base}", flush=True)
     if run_folder is not None:
         with suppress(Exception):
             for task, link in compare_links(uri, base, run_folder.name).items():
@@ -392,11 +390,10 @@ def ui(store: Store, uri: str, port: int = 5000, run_folder: Path | None = None)
     if remote:
         return 0
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--backend-store-uri", uri, "--uvicorn-opts", "--log-level warning"]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(command, env=environment, cwd=store.root)
-    try:
-        return server.wait()
-    except KeyboardInterrupt:
-        server.terminate()
-        return server.wait()
+    command += ["--port", str(port), "--backend-store-uri", uri, "--uvicorn-opts", "--log-level critical"]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise InputError(f"port {port} is in use; choose another with --port")
+    os.chdir(store.root)  # where nothing of the user's is picked up
+    os.execve(sys.executable, command, os.environ | quiet | {"PYTHONWARNINGS": "ignore"})

@@ -45,8 +45,10 @@ FREE = (UNIT / 2 - 0.7) / UNIT - 1e-6  # in cells: nearer to the centre than thi
 DIRECTIONS: tuple[Cell, ...] = ((-1, 0), (0, -1), (1, 0), (0, 1))  # up, left, down, right, in the oracle's order
 
 HELD_OUT_COLUMNS = range(4, 8)
-INSTRUCTED_GOALS: tuple[Cell, ...] = ((2, 4), (3, 6), (1, 7), (5, 6))  # of fine-tuning by instruction
-INSTRUCTED_DISTANCE = range(2, 5)  # path lengths in cells from which fine-tuning by instruction starts
+# Of fine-tuning by instruction: behaviour cloning, given an instruction it never saw, goes to some other goal, and on the
+# way there crosses none of these.
+INSTRUCTED_GOALS: tuple[Cell, ...] = ((2, 4), (3, 4), (5, 6), (5, 7))
+INSTRUCTED_DISTANCE = range(2, 6)  # path lengths in cells from which fine-tuning by instruction starts
 INSTRUCTION_SIZE = 8
 INSTRUCTION_SEED = 20260512
 
@@ -245,7 +247,7 @@ tasks = (
         "pointmaze-large-instruction",
         200,
         "instructions for goals outside the middle columns 4 to 7, which most ways cross",
-        f"four instructions never given before, for goals in cells {INSTRUCTED_GOALS}, from 2 to 4 cells away",
+        f"four instructions never given before, for goals in cells {INSTRUCTED_GOALS}, from 2 to 5 cells away",
         "quick standard paper",
     ),
     *(

@@ -54,8 +54,8 @@ class Area:
         return f"x {self.x[0]:+.2f} to {self.x[1]:+.2f} m, y {self.y[0]:+.2f} to {self.y[1]:+.2f} m"
 
 
-LEFT, RIGHT = Area((-0.12, 0.12), (0.10, 0.20)), Area((-0.12, 0.12), (-0.20, -0.10))
-TABLE = Area((-0.12, 0.12), (-0.20, 0.20))
+LEFT, RIGHT = Area((-0.12, 0.12), (0.14, 0.24)), Area((-0.12, 0.12), (-0.20, -0.10))
+TABLE = Area((-0.12, 0.12), (-0.20, 0.24))
 DEMONSTRATED = {"robosuite_tasks/lift": TABLE, "robosuite_tasks/lift-unseen": RIGHT}
 FINETUNED = {"robosuite_tasks/lift": TABLE, "robosuite_tasks/lift-unseen": LEFT}
 

@@ -179,7 +179,8 @@ class Fabricated:
     def _training(self, cell: dict[str, Any]) -> list[dict[str, Any]]:
         return [
             {"decisions": 100 * i, "control_steps": 500 * i, "gradient_steps": 100 * i, "success": float(s),
-             "episodes": 5, "sigma": 0.3, "critic_loss": 0.1, "actor_loss": -0.5, "alpha": 0.01, "q": 0.2, "entropy": -1.0}
+             "episodes": 5, "sigma": 0.3, "critic_loss": 0.1, "actor_loss": -0.5, "alpha": 0.01, "q": 0.2,
+             "entropy": -1.0}
             for i, s in enumerate(self.curve(cell))
         ]  # fmt: skip
 

@@ -218,6 +218,7 @@ def test_verdict_says_when_methods_are_not_separated() -> None:
     unclear = report.verdict(task_of(0.6, 0.5, 0.4, gap=Estimate(0.1, -0.1, 0.3)))
     assert "not separated from second and third" in unclear and "includes zero" in unclear
     assert "first impression" in report.verdict(task_of(0.9, 0.5, gap=Estimate(0.4, 0.3, 0.5), seeds=(0, 1)))
+    assert "learned fastest" not in report.verdict(task_of(0.9, 0.5, gap=Estimate(0.4, 0.3, 0.5), seeds=(7,)))
     assert "one seed" in report.verdict(task_of(0.9, 0.5, gap=Estimate(0.4, 0.3, 0.5), seeds=(7,)))
     assert "no ranking" in report.verdict(task_of(0.9, gap=Estimate(0, 0, 0)))
     assert "nothing to rank" in report.verdict(TaskResult("t/t", 0.0, (Result("t/t", "a", 2, ()),), {}))

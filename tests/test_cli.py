@@ -1,0 +1,267 @@
+"""The command line as a user meets it: bad input in one line with exit code 2, failures, resumption, Ctrl-C, help."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import cli, doctor
+from bench import config as cfg
+from bench.plan import Settings, make_plan
+from bench.store import Store
+from bench.types import InputError
+
+TINY = [
+    "--methods", "bc,csp", "--tasks", "toy/reach", "--profile", "smoke", "--no-tracking",
+    "--set", "rl.decisions=60", "--set", "pretrain.steps=30", "--set", "coverage.states=2",
+]  # fmt: skip
+ROOT = Path(__file__).parent.parent
+
+
+def bench(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "bench", *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("results")
+    done = bench("run", *TINY, "--results", str(results))
+    assert done.returncode == 0, done.stderr
+    return results
+
+
+BAD = {
+    "method": (["run", "--methods", "csp_tmlr"], "csp_tmrl"),
+    "task": (["run", "--tasks", "toy/reech"], "toy/reach"),
+    "profile": (["run", "--profile", "quik"], "quick"),
+    "option": (["run", "--method", "bc"], "--methods"),
+    "command": (["rnu"], "run"),
+    "key": (["run", "--set", "pretrain.step=5"], "pretrain.steps"),
+    "method key": (["run", "--set", "csp.schedul=cosine"], "schedule"),
+    "no value": (["run", "--set", "pretrain.steps"], "KEY=VALUE"),
+    "type": (["run", "--set", "pretrain.steps=many"], "whole number"),
+    "range": (["run", "--set", "csp.clean=1.5"], "outside [0.0, 1.0]"),
+    "not finite": (["run", "--set", "rl.discount=nan"], "outside"),
+    "choice": (["run", "--set", "csp.noise=cosin"], "cosine"),
+    "chunk": (["run", "--tasks", "toy", "--set", "policy.execute=9"], "policy.chunk"),
+    "seeds": (["run", "--seeds", "two"], "--seeds"),
+    "jobs": (["run", "--tasks", "toy", "--jobs", "0"], "--jobs"),
+    "no file": (["run", "--config", "nowhere.toml"], "nowhere.toml"),
+    "no results": (["report", "--results", "nowhere"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = BAD[name]
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    assert expected in err
+    assert not list(tmp_path.iterdir()), "bad input must leave nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[run\n", "not valid TOML"),
+        ("[run]\nmethod = 'bc'\n", "run.method"),
+        ("[csp]\nschedul = 'cosine'\n", "schedule"),
+        ("[tasks.'toy/reech']\nrl.decisions = 5\n", "toy/reach"),
+    ],
+)
+def test_bad_configuration_files(text: str, expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(text)
+    assert cli.main(["run", "--tasks", "toy", "--config", str(tmp_path / "x.toml"), "--dry-run"]) == 2
+    err = capsys.readouterr().err
+    assert expected in err and err.count("\n") == 1
+
+
+def test_configuration_file_command_line_and_tasks(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(
+        "[run]\nmethods = ['csp']\ntasks = ['toy']\nseeds = [3, 5]\nprofile = 'smoke'\n"
+        "[csp]\nschedule = 'cosine'\n[rl]\ndecisions = 80\n['tasks']\n'toy/reach'.rl.decisions = 40\n"
+    )
+    args = cli.parser().parse_args(["run", "--config", str(tmp_path / "x.toml"), "--set", "rl.batch=16"])
+    plan = make_plan(cli.request_of(args))
+    assert {c.seed for c in plan.cells} == {3, 5} and {c.method for c in plan.cells} == {"csp"}
+    decisions = {c.task: c.settings.rl.decisions for c in plan.cells}
+    assert decisions == {"toy/reach": 40, "toy/reach-unseen": 80}
+    assert all(c.config.schedule == "cosine" and c.settings.rl.batch == 16 for c in plan.cells)
+
+
+def test_settings_survive_json() -> None:
+    settings = cfg.override(Settings(), {"rl.actor": "32,16", "demos.count": "auto", "rl.critic_norm": "yes"}, "test")
+    assert settings.rl.actor == (32, 16) and settings.demos.count is None and settings.rl.critic_norm
+    assert cfg.from_dict(Settings, json.loads(json.dumps(cfg.as_dict(settings))), "test") == settings
+
+
+def test_stages_are_shared_and_keys_depend_on_what_goes_in() -> None:
+    def keys(*words: str) -> dict[tuple[str, str], str]:
+        request = cli.request_of(cli.parser().parse_args(["run", "--profile", "smoke", "--tasks", "toy/reach", *words]))
+        return {(c.method, u.stage): u.key for c in make_plan(request).cells for u in c.units}
+
+    plain, changed = keys(), keys("--set", "csp_tmrl.sigma_bound=0.5")
+    assert plain["csp", "coverage"] == plain["csp_tmrl", "coverage"]
+    assert plain["bc", "pretrain"] != plain["csp", "pretrain"] != plain["posterior_bc", "pretrain"]
+    moved = {k for k in plain if plain[k] != changed[k]}
+    assert moved == {("csp_tmrl", "finetune")}
+    moved = {stage for (m, stage), key in keys("--set", "pretrain.steps=7").items() if plain[m, stage] != key}
+    assert moved == {"pretrain", "coverage", "finetune"}
+
+
+def test_second_run_skips_everything(finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (finished / "stages").rglob("*") if p.is_file()}
+    again = bench("run", *TINY, "--results", str(finished))
+    assert again.returncode == 0 and " 0 of " in again.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in (finished / "stages").rglob("*") if p.is_file()}
+
+
+def test_report_show_and_list(finished: Path) -> None:
+    assert bench("report", "--results", str(finished), "--out", str(finished / "out")).returncode == 0
+    assert (finished / "out" / "index.html").exists() and (finished / "out" / "report.md").exists()
+    shown = bench("show", "--results", str(finished)).stdout
+    assert shown.count("done, success") == 2
+    listed = bench("list", "--results", str(finished)).stdout
+    assert "csp_tmrl" in listed and "navigation/pointmaze-giant" in listed and "smoke-" in listed
+    assert "csp.schedule" in bench("list", "--keys").stdout
+    unknown = bench("show", "smoke-nothing", "--results", str(finished))
+    assert unknown.returncode == 2 and "smoke-" in unknown.stderr
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "missing"])
+@pytest.mark.parametrize("name", ["demos.safetensors", "policy.safetensors", "episodes.parquet"])
+def test_a_damaged_file_is_refused_by_name(finished: Path, tmp_path: Path, name: str, damage: str) -> None:
+    results = tmp_path / "copy"
+    shutil.copytree(finished, results)
+    path = next(results.rglob(name))
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+    run = bench("run", *TINY, "--results", str(results))
+    assert run.returncode == 2 and run.stderr.count("\n") == 1
+    assert str(path) in run.stderr and "run again" in run.stderr
+
+
+def test_demonstrations_of_another_simulator_are_refused(finished: Path, tmp_path: Path) -> None:
+    from bench import registry
+    from bench.stages import demos
+
+    results = tmp_path / "copy"
+    shutil.copytree(finished, results)
+    meta = next(results.glob("stages/demos/*/meta.json"))
+    record = json.loads(meta.read_text())
+    record["versions"]["numpy"] = "1.0"
+    meta.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"made with numpy 1\.0"):
+        demos.load(Store(results).entry("demos", meta.parent.name), registry.task("toy/reach"))
+
+
+def test_unwritable_results_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = bench("run", *TINY, "--results", str(tmp_path / "file"))
+    assert done.returncode == 2 and "cannot write" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_full_disk_is_said_and_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import store
+
+    def full(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match="No space left"):
+        store.write_atomic(tmp_path / "x", full)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_cell_does_not_stop_the_grid(tmp_path: Path) -> None:
+    """An agent that is not possible: more demonstrations in the batch than the method can give."""
+    words = [*TINY, "--results", str(tmp_path), "--config", str(tmp_path / "x.toml"), "--tasks", "toy"]
+    (tmp_path / "x.toml").write_text("[tasks.'toy/reach-unseen']\nrl.demo_fraction = 0.5\n")
+    done = bench("run", *words)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(lines) == 2 and all("demo_fraction" in line for line in lines)
+    page = next(tmp_path.rglob("index.html")).read_text()
+    assert "demo_fraction" in page
+    shown = bench("show", "--results", str(tmp_path)).stdout
+    assert shown.count("done, success") == 2 and shown.count("finetune failed") == 2
+
+
+def test_unreachable_tracking_server_costs_a_warning(tmp_path: Path) -> None:
+    words = [w for w in TINY if w != "--no-tracking"]
+    done = bench("run", *words, "--results", str(tmp_path), "--tracking-uri", "http://127.0.0.1:9")
+    assert done.returncode == 0
+    assert done.stderr.count("unreachable") == 1 and "sync" in done.stderr
+
+
+def test_two_runs_share_the_work(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "bench", "run", *TINY, "--results", str(tmp_path), "--jobs", "1"]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    outputs = [p.communicate(timeout=120) for p in both]
+    assert [p.returncode for p in both] == [0, 0], outputs
+    folders = [p.name for p in tmp_path.glob("stages/*/*") if p.is_dir()]
+    assert len(folders) == len(set(folders)) == 8
+    assert not list(tmp_path.rglob("failed.json")) and not list(tmp_path.rglob("checkpoint"))
+
+
+def test_interrupt_saves_and_goes_on(tmp_path: Path) -> None:
+    words = [*TINY, "--results", str(tmp_path), "--set", "rl.decisions=4000", "--jobs", "1"]
+    command = [sys.executable, "-W", "ignore", "-m", "bench", "run", *words]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    limit = time.monotonic() + 60
+    while not list(tmp_path.glob("stages/finetune/*/points.json")) and time.monotonic() < limit:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.count("\n") == 1 and "goes on from here" in err
+    checkpoints = list(tmp_path.glob("stages/finetune/*/checkpoint/cell.safetensors"))
+    assert len(checkpoints) == 1
+    assert bench("run", *words).returncode == 0
+
+
+def test_help_texts() -> None:
+    top = bench("--help").stdout
+    for command in ("run", "report", "ui", "sync", "list", "show", "doctor"):
+        assert command in top
+        assert "--results" in bench(command, "--help").stdout or command == "doctor"
+
+
+def test_doctor_names_wrong_pairs_and_the_cure() -> None:
+    good = {"numpy": "1.26.4", "mujoco": "3.8.1", "dm_control": "1.0.41", "robosuite": "1.5.2", "ogbench": "1.2.2",
+            "stable-baselines3": "2.9.2", "gymnasium": "1.4.0", "torch": "2.13.0+cpu", "pandas": "3.0.6",
+            "mlflow": "3.17.2", "optuna": "5.0.0"}  # fmt: skip
+    assert all(f.ok for f in doctor.check_versions(good))
+    for change, words in (
+        ({"mujoco": "3.10.0"}, "mujoco 3.10.0 does not fit"),
+        ({"dm_control": "1.0.50"}, "dm_control 1.0.50 does not match mujoco 3.8.1"),
+        ({"numpy": "2.1.0"}, "numpy 2.1.0 does not fit"),
+    ):
+        wrong = [f for f in doctor.check_versions(good | change) if not f.ok]
+        assert any(words in f.what and "pip install" in f.fix for f in wrong), change
+    without = {k: v for k, v in good.items() if k != "robosuite"}
+    missing = [f for f in doctor.check_versions(without) if not f.ok]
+    assert len(missing) == 1 and "--no-deps robosuite" in missing[0].fix
+
+
+def test_doctor_finds_this_installation_well() -> None:
+    findings = doctor.examine()
+    assert [f for f in findings if not f.ok] == []
+    assert any("robosuite_tasks: steps" in f.what for f in findings)
