@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import bench
 from bench import config as cfg
 from bench import registry
-from bench.plan import PROFILES, SEEDS, Plan, Request, all_keys, default_jobs, make_plan, parse_seeds
+from bench.plan import PROFILES, SEEDS, STAGES, Plan, Request, all_keys, default_jobs, make_plan, parse_seeds
 from bench.store import Store, read_json
 from bench.types import InputError, Stopped
 
@@ -30,9 +30,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         words = message.split()
         wrong = next((w for w in words if w.startswith("--")), "")
-        options = [o for action in self._actions for o in action.option_strings]
+        options = self.options()
         guess = cfg.nearest(wrong, options) if wrong and wrong not in options else ""
         raise InputError(f"{message}{guess}; see `{self.prog} --help`")
+
+    def options(self) -> list[str]:
+        """Every option of this parser and its subcommands."""
+        found = [o for action in self._actions for o in action.option_strings]
+        for action in self._actions:
+            for inner in action.choices.values() if isinstance(action.choices, dict) else ():
+                found += inner.options()
+        return found
 
 
 def parser() -> Parser:
@@ -245,8 +253,8 @@ def command_show(args: argparse.Namespace) -> int:
 def _cell_line(store: Store, cell: dict[str, Any]) -> str:
     """One cell: where it stands and the success of its latest point."""
     name = f"{cell['method']} on {cell['task']}, seed {cell['seed']}"
-    for stage, key in cell["stages"].items():
-        entry = store.entry(stage, key)
+    for stage in STAGES:
+        entry = store.entry(stage, cell["stages"][stage])
         status = entry.status()
         if status == "failed":
             return f"{name}: {stage} failed: {entry.failure().strip().splitlines()[-1]}"

@@ -56,13 +56,13 @@ def hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def keys(cls: type, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
+def keys(cls: Any, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
     """Dotted key → field, nested dataclasses unfolded."""
     found: dict[str, dataclasses.Field[Any]] = {}
     for field in dataclasses.fields(cls):
         kind = hints(cls)[field.name]
         if dataclasses.is_dataclass(kind):
-            found |= keys(typing.cast(type, kind), f"{prefix}{field.name}.")
+            found |= keys(kind, f"{prefix}{field.name}.")
         else:
             found[prefix + field.name] = field
     return found
@@ -73,27 +73,22 @@ def override(config: C, values: Mapping[str, Any], where: str) -> C:
 
     Raises InputError, naming `where`, for unknown keys, wrong types and values out of range.
     """
+    known = keys(type(config))
     for key, value in values.items():
-        config = _replace(config, key.split("."), value, key, where)
+        if key not in known:
+            raise InputError(f"{where}: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+        config = _replace(config, key.split("."), value, f"{where}: {key}")
     return config
 
 
-def _replace(config: C, path: list[str], value: Any, key: str, where: str) -> C:
+def _replace(config: C, path: list[str], value: Any, where: str) -> C:
     cls: Any = type(config)
-    fields = {f.name: f for f in dataclasses.fields(config)}  # type: ignore[arg-type]
-    if path[0] not in fields:
-        full = {k.rsplit(".", 1)[-1]: k for k in keys(cls)} | {k: k for k in keys(cls)}
-        guess = nearest(".".join(path), full)
-        raise InputError(f"{where}: unknown key {key!r}{guess}; known: {', '.join(fields)}")
-    if len(path) > 1 or dataclasses.is_dataclass(hints(cls)[path[0]]):
-        inner = getattr(config, path[0])
-        if len(path) == 1 or not dataclasses.is_dataclass(inner):
-            raise InputError(f"{where}: {key!r} is not a single value; set one of its fields")
-        new = _replace(inner, path[1:], value, key, where)  # type: ignore[type-var]
+    if len(path) > 1:
+        new = _replace(getattr(config, path[0]), path[1:], value, where)
     else:
-        new = convert(value, hints(cls)[path[0]], f"{where}: {key}")
-        _check(new, fields[path[0]], f"{where}: {key}")
-    return dataclasses.replace(config, **{path[0]: new})  # type: ignore[type-var]
+        new = convert(value, hints(cls)[path[0]], where)
+        _check(new, next(f for f in dataclasses.fields(cls) if f.name == path[0]), where)
+    return typing.cast(C, dataclasses.replace(typing.cast(Any, config), **{path[0]: new}))
 
 
 def _check(value: Any, field: dataclasses.Field[Any], where: str) -> None:

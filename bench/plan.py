@@ -171,10 +171,10 @@ def make_plan(request: Request) -> Plan:
     if request.profile not in PROFILES:
         guess = cfg.nearest(request.profile, PROFILES)
         raise InputError(f"unknown profile {request.profile!r}{guess}; known: {', '.join(PROFILES)}")
-    known = {*(f.name for f in dataclasses.fields(Settings)), *registry.methods()}
-    for key in request.overrides:
-        if key.split(".")[0] not in known:
-            raise InputError(f"unknown key {key!r}{cfg.nearest(key, all_keys())}; `bench list --keys` shows all")
+    known = set(all_keys())
+    for key in [k for values in (request.overrides, *request.task_overrides.values()) for k in values]:
+        if key not in known:
+            raise InputError(f"unknown key {key!r}{cfg.nearest(key, known)}; `bench list --keys` shows all")
     cells = [
         _cell(request, method, task, seed)
         for seed in request.seeds for task in request.tasks for method in request.methods

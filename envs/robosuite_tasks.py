@@ -2,7 +2,7 @@
 
 Actions are (7,) in [-1, 1]: position change (at most 5 cm a control step), rotation change (axis-angle, at most
 0.5 rad), and the gripper, whose sign alone counts (+1 closes). In `lift-unseen` the demonstrations have the cube on one
-side of the table and fine-tuning asks for the strip beside it.
+side of the table, to the right of the arm, and fine-tuning asks for the other.
 
 A control step is robosuite's own, without its observables: they are read from the simulator after the step instead.
 As in robosuite, site and body poses are then one simulator step (2 ms) old, and so is success.
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from bench.seeding import fence
 from bench.types import Demos, FloatArray, State, Task
 
-HORIZON = 60  # control steps; the demonstrator's median episode takes 33
+HORIZON = 60  # control steps; the demonstrator's median episode takes 34
 CONTROL_HZ = 20.0
 SUBSTEPS = 25  # simulator steps of 2 ms in a control step
 TABLE_HEIGHT = 0.8  # metres
@@ -54,8 +54,8 @@ class Area:
         return f"x {self.x[0]:+.2f} to {self.x[1]:+.2f} m, y {self.y[0]:+.2f} to {self.y[1]:+.2f} m"
 
 
-LEFT, RIGHT = Area((-0.12, 0.12), (0.14, 0.24)), Area((-0.12, 0.12), (-0.20, -0.10))
-TABLE = Area((-0.12, 0.12), (-0.20, 0.24))
+LEFT, RIGHT = Area((-0.12, 0.12), (0.12, 0.22)), Area((-0.12, 0.12), (-0.20, -0.10))
+TABLE = Area((-0.12, 0.12), (-0.20, 0.20))
 DEMONSTRATED = {"robosuite_tasks/lift": TABLE, "robosuite_tasks/lift-unseen": RIGHT}
 FINETUNED = {"robosuite_tasks/lift": TABLE, "robosuite_tasks/lift-unseen": LEFT}
 
