@@ -63,7 +63,7 @@ class Task:
 class Demos:
     """Demonstrations, flat over control steps; episode m is rows `ends[m-1]:ends[m]`.
 
-    Rows of one episode have one commanded context. `observations[key]` is (N, ...) float32, `actions` is (N, A)
+    An episode is one commanded task. `observations[key]` is (N, ...) float32, `actions` is (N, A)
     float32 inside the action space, `ends` is (M,) int64 and increasing, `success` is (M,) bool.
     """
 

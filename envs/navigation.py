@@ -45,8 +45,8 @@ FREE = (UNIT / 2 - 0.7) / UNIT - 1e-6  # in cells: nearer to the centre than thi
 DIRECTIONS: tuple[Cell, ...] = ((-1, 0), (0, -1), (1, 0), (0, 1))  # up, left, down, right, in the oracle's order
 
 HELD_OUT_COLUMNS = range(4, 8)
-# Of fine-tuning by instruction: behaviour cloning, given an instruction it never saw, goes to some other goal, and on the
-# way there crosses none of these.
+# Of fine-tuning by instruction: behaviour cloning, given an instruction it never saw, goes to some other goal and on
+# its way crosses none of these.
 INSTRUCTED_GOALS: tuple[Cell, ...] = ((2, 4), (3, 4), (5, 6), (5, 7))
 INSTRUCTED_DISTANCE = range(2, 6)  # path lengths in cells from which fine-tuning by instruction starts
 INSTRUCTION_SIZE = 8

@@ -22,7 +22,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from bench.seeding import fence
+from bench.seeding import fence, pack_generator, unpack_generator
 from bench.types import Demos, FloatArray, State, Task
 
 HORIZON = 60  # control steps; the demonstrator's median episode takes 34
@@ -117,6 +117,27 @@ def _make_simulation(name: str) -> Any:
     return simulation
 
 
+@dataclass
+class Simulator:
+    """A robosuite environment that all environments of a name share: each takes 110 MB and seconds to build.
+
+    The environment that acts is its owner; the others keep their state aside until their turn, which costs 0.1 ms.
+    """
+
+    simulation: Any
+    held: tuple[tuple[str, str], ...]  # part and name of every number that fresh controllers hold
+    owner: ArmEnv | None = None
+
+
+@cache
+def _simulator(name: str) -> Simulator:
+    simulation = _make_simulation(name)
+    kinds = (np.ndarray, np.generic, bool, int, float)
+    parts = simulation.robots[0].part_controllers.items()
+    held = ((part, key) for part, holder in parts for key, value in vars(holder).items() if isinstance(value, kinds))
+    return Simulator(simulation, tuple(held))
+
+
 def _box(*bounds: tuple[float, float]) -> gymnasium.spaces.Box:
     low, high = np.array(bounds, np.float32).T
     return gymnasium.spaces.Box(low, high, dtype=np.float32)
@@ -140,17 +161,31 @@ class ArmEnv(gymnasium.Env[dict[str, Any], Any]):
     def __init__(self, area: Area, seed: int) -> None:
         super().reset(seed=seed)  # makes self.np_random, all that episodes draw from
         self._area = area
-        self._simulation = _make_simulation(self.name)
+        self._simulator = _simulator(self.name)
+        self._aside: State | None = None  # this environment's state while another has the simulator
+        self._take()
+        self._simulation = self._simulator.simulation
         self._model = self._simulation.sim.model._model
         self._data = self._simulation.sim.data._data
         self._robot = self._simulation.robots[0]
         self._site = self._robot.eef_site_id["right"]
         self._fingers = self._robot._ref_gripper_joint_pos_indexes["right"]
-        self._held = self._numbers_of_controllers()
+        self._held = self._simulator.held
         self._steps = 0
         self._last: dict[str, npt.NDArray[np.float32]] = {}
         self.observation_space = gymnasium.spaces.Dict({**ROBOT_SPACES, **self.object_spaces})
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32)
+
+    def _take(self) -> None:
+        """Become the simulator's owner."""
+        owner = self._simulator.owner
+        if owner is self:
+            return
+        if owner is not None:
+            owner._aside = owner.get_state() if owner._last else None
+        self._simulator.owner = self
+        if self._aside is not None:
+            self._restore(self._aside)
 
     def _place_objects(self) -> None:
         """Put the objects where this episode has them, drawing from `self.np_random`."""
@@ -163,6 +198,7 @@ class ArmEnv(gymnasium.Env[dict[str, Any], Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self._take()
         super().reset(seed=seed)
         self._simulation.rng = self.np_random  # for the noise of the arm's first joint positions, 0.02 rad
         self._simulation.reset()
@@ -175,6 +211,7 @@ class ArmEnv(gymnasium.Env[dict[str, Any], Any]):
         return dict(self._last), {"success": False}
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        self._take()
         action = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
         sim = self._simulation.sim
         for substep in range(SUBSTEPS):
@@ -198,14 +235,6 @@ class ArmEnv(gymnasium.Env[dict[str, Any], Any]):
         boxes = {**ROBOT_SPACES, **self.object_spaces}
         return {key: np.clip(values[key], box.low, box.high).astype(np.float32) for key, box in boxes.items()}
 
-    def _numbers_of_controllers(self) -> list[tuple[str, str]]:
-        """Part and name of every number and array that the controllers hold, right after a reset."""
-        kinds = (np.ndarray, np.generic, bool, int, float)
-        parts = self._robot.part_controllers.items()
-        return [
-            (part, name) for part, holder in parts for name, value in vars(holder).items() if isinstance(value, kinds)
-        ]
-
     def _controllers(self) -> State:
         """Goals, and what the controllers computed and use again. What they hold only later is computed before use."""
         parts = self._robot.part_controllers
@@ -219,27 +248,35 @@ class ArmEnv(gymnasium.Env[dict[str, Any], Any]):
     def get_state(self) -> State:
         import mujoco
 
+        if self._simulator.owner is not self:
+            assert self._aside is not None
+            return {key: value.copy() for key, value in self._aside.items()}
+
         physics = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(self._model, self._data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
         return {
             "physics": physics,
             "gripper": self._robot.gripper["right"].current_action.copy(),
             "steps": np.array(self._steps),
-            "generator": _pack_generator(self.np_random),
+            "generator": pack_generator(self.np_random),
             **{f"controller.{key}": value for key, value in self._controllers().items()},
             **{f"observation.{key}": value.copy() for key, value in self._last.items()},
         }
 
     def set_state(self, state: State) -> dict[str, Any]:
+        self._take()
+        self._restore(state)
+        return dict(self._last)
+
+    def _restore(self, state: State) -> None:
         import mujoco
 
         mujoco.mj_setState(self._model, self._data, state["physics"], mujoco.mjtState.mjSTATE_INTEGRATION)
         self._robot.gripper["right"].current_action = state["gripper"].copy()
         self._steps = int(state["steps"])
-        _unpack_generator(state["generator"], self.np_random)
+        self.np_random = unpack_generator(state["generator"])
         self._set_controllers(_under(state, "controller."))
         self._last = {key: value.copy() for key, value in _under(state, "observation.").items()}
-        return dict(self._last)
 
 
 class LiftEnv(ArmEnv):
@@ -259,21 +296,6 @@ class LiftEnv(ArmEnv):
 
 def _under(state: State, prefix: str) -> State:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def _pack_generator(rng: np.random.Generator) -> npt.NDArray[np.uint64]:
-    """The state of a PCG64 generator, (6,)."""
-    state: dict[str, Any] = dict(rng.bit_generator.state)
-    words = [word for key in ("state", "inc") for word in divmod(state["state"][key], 2**64)]
-    return np.array([*words, state["has_uint32"], state["uinteger"]], np.uint64)
-
-
-def _unpack_generator(packed: npt.NDArray[np.uint64], rng: np.random.Generator) -> None:
-    """Put `rng` into the state (6,) that `_pack_generator` gave."""
-    high, low, inc_high, inc_low, has_uint32, uinteger = (int(word) for word in packed)
-    state = {"state": high << 64 | low, "inc": inc_high << 64 | inc_low}
-    kept = {"has_uint32": has_uint32, "uinteger": uinteger}
-    rng.bit_generator.state = {"bit_generator": "PCG64", "state": state, **kept}
 
 
 def make(task: Task, seed: int) -> LiftEnv:
