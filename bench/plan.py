@@ -60,7 +60,10 @@ PROFILES: dict[str, dict[str, Any]] = {
         "rl.actor": (32, 32), "rl.critic": (32, 32), "evaluation.points": 2, "evaluation.states": 4,
         "evaluation.selection_states": 2, "evaluation.stored": 6, "evaluation.envs": 4,
     },
-    "quick": {},
+    "quick": {
+        "policy.euler_steps": 5, "pretrain.steps": 6_000, "rl.decisions": 16_000, "rl.batch": 128,
+        "rl.actor": (128, 128), "rl.critic": (128, 128), "evaluation.states": 32, "evaluation.selection_states": 8,
+    },
     "standard": {
         "pretrain.steps": 40_000, "rl.decisions": 40_000, "evaluation.states": 50, "evaluation.selection_states": 50,
         "coverage.states": 50, "coverage.selection_states": 20, "coverage.attempts": 20, "evaluation.points": 20,

@@ -49,7 +49,7 @@ class RLConfig:
     actor: tuple[int, ...] = option((256, 256), "hidden widths of the actor", low=1)
     critic: tuple[int, ...] = option((256, 256), "hidden widths of each critic", low=1)
     critics: int = option(2, "critics; the minimum over all is used", low=1, high=100)
-    critic_norm: bool = option(False, "layer normalisation in the critics")
+    critic_norm: bool = option(True, "layer normalisation in the critics")
     activation: str = option("relu", "activation of actor and critics", choices=tuple(nets.ACTIVATIONS))
     temperature: float = option(0.005, "initial entropy temperature of every action group", low=1e-8, high=100.0,
         search={"space": "rl", "low": 1e-3, "high": 0.1, "log": True})  # fmt: skip

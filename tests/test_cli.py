@@ -103,8 +103,8 @@ def test_configuration_file_command_line_and_tasks(tmp_path: Path) -> None:
 
 
 def test_settings_survive_json() -> None:
-    settings = cfg.override(Settings(), {"rl.actor": "32,16", "demos.count": "auto", "rl.critic_norm": "yes"}, "test")
-    assert settings.rl.actor == (32, 16) and settings.demos.count is None and settings.rl.critic_norm
+    settings = cfg.override(Settings(), {"rl.actor": "32,16", "demos.count": "auto", "rl.critic_norm": "no"}, "test")
+    assert settings.rl.actor == (32, 16) and settings.demos.count is None and not settings.rl.critic_norm
     assert cfg.from_dict(Settings, json.loads(json.dumps(cfg.as_dict(settings))), "test") == settings
 
 

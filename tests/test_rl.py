@@ -26,7 +26,14 @@ def groups(*sizes: int) -> tuple[Group, ...]:
 
 
 def engine(*sizes: int, seed: int = 0, **options: object) -> rl.Engine:
-    settings = {"envs": 2, "batch": 32, "actor": (16, 16), "critic": (16, 16), "decisions": 400} | options
+    settings = {
+        "envs": 2,
+        "batch": 32,
+        "actor": (16, 16),
+        "critic": (16, 16),
+        "critic_norm": False,
+        "decisions": 400,
+    } | options
     return rl.Engine(FEATURES, groups(*sizes), rl.RLConfig(**settings), seed)  # type: ignore[arg-type]
 
 

@@ -155,3 +155,19 @@ def test_state_and_context_are_what_is_observed(used: LiftEnv) -> None:
     task: Task
     for task in robosuite_tasks.tasks:
         assert {*task.state_keys, *task.context_keys} == set(used.observation_space.spaces)
+
+
+def test_environments_that_share_a_simulator_do_not_disturb_each_other() -> None:
+    def follow(env: LiftEnv, seed: int, between: LiftEnv | None) -> list[npt.NDArray[np.float32]]:
+        env.reset(seed=seed)
+        rng, seen = np.random.default_rng(seed), []
+        for _ in range(8):
+            if between is not None:
+                between.step(np.ones(7, np.float32))
+            seen.append(env.step(rng.uniform(-1, 1, 7))[0]["eef_pos"])
+        return seen
+
+    first, second = robosuite_tasks.make(LIFT, 0), robosuite_tasks.make(LIFT, 1)
+    alone = follow(first, 3, None)
+    second.reset(seed=4)
+    assert np.array_equal(alone, follow(first, 3, second))
