@@ -29,7 +29,7 @@ def pretrain(demos: Demos, config: Config, trainer: Trainer) -> FlowPolicy:
     return trainer.flow()
 
 
-def agent(config: Config, dims: Dims) -> Agent:
+def agent(config: SteeringConfig, dims: Dims) -> Agent:
     """The agent controls z alone."""
 
     def inputs(action: Arrays, noise: Arrays, progress: Progress) -> PolicyInputs:

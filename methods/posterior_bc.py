@@ -18,10 +18,11 @@ from bench import nets, seeding
 from bench.config import option
 from bench.pretraining import Trainer, position_entries
 from bench.steering import SteeringConfig
-from bench.types import Agent, Demos, Dims
+from bench.types import Demos
 from methods import bc
 
 paper = "PostBC, arXiv 2512.16911, with DSRL steering"
+agent = bc.agent
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,3 @@ def bootstrap(members: int, trainer: Trainer) -> list[Tensor]:
         chosen = torch.randint(len(ends), (len(ends),), generator=draws)
         resamples.append(torch.cat([torch.arange(int(starts[e]), int(ends[e])) for e in chosen]))
     return resamples
-
-
-def agent(config: Config, dims: Dims) -> Agent:
-    """The agent controls z alone, as for behaviour cloning."""
-    return bc.agent(bc.Config(z_bound=config.z_bound, z_shape=config.z_shape), dims)
