@@ -19,6 +19,7 @@ from bench.store import Store, read_json
 from bench.types import InputError, Stopped
 
 RESULTS = "results/runs"
+DEFAULT_PROFILE = "quick"
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,11 +50,11 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run a comparison; finished work is skipped, a killed run goes on")
-    run.add_argument("--methods", default="all", help="all, or ids separated by commas (default: all)")
+    run.add_argument("--methods", help="all, or ids separated by commas (default: all)")
     run.add_argument("--tasks", help="all, suites or suite/task, separated by commas (default: the profile's tasks)")
     run.add_argument("--seeds", help="a number of seeds (5) or a list (0,3,7) (default: the profile's)")
-    run.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (default: quick)")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a configuration key")
+    run.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: {DEFAULT_PROFILE})")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a key; over the file")
     run.add_argument("--config", type=Path, help="a TOML file with the same keys; [run] and [tasks] tables are known")
     run.add_argument("--jobs", type=int, default=default_jobs(), help="worker processes (default: the cores)")
     run.add_argument("--dry-run", action="store_true", help="show the cells and stages, and run nothing")
@@ -87,8 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, Stopped):
+    except Stopped:
         print("stopped; the state is saved, the same command goes on from here", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("ended; the same command goes on from what was saved", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
@@ -97,26 +101,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 def request_of(args: argparse.Namespace) -> Request:
     """The request from command line and configuration file; the command line wins."""
     file = cfg.read_toml(args.config) if args.config else {}
-    known = {"methods", "tasks", "seeds", "profile"}
-    wanted = file.pop("run", {})
-    for key in set(wanted) - known:
+    wanted = _table(file.pop("run", {}), f"{args.config}: run")
+    known = ("methods", "tasks", "seeds", "profile")
+    for key in set(wanted) - set(known):
         raise InputError(f"{args.config}: unknown key 'run.{key}'{cfg.nearest(key, known)}")
-    per_task = {registry.task(name).id: cfg.flat(values) for name, values in file.pop("tasks", {}).items()}
-    profile = args.profile if args.profile != "quick" else wanted.get("profile", "quick")
-    methods = args.methods if args.methods != "all" else _joined(wanted.get("methods", "all"))
-    tasks = args.tasks or _joined(wanted.get("tasks")) or None
-    overrides = cfg.flat(file) | dict(_pair(text) for text in args.set)
+    per_task = {
+        registry.task(name).id: cfg.flat(_table(values, f"{args.config}: tasks.{name!r}"))
+        for name, values in _table(file.pop("tasks", {}), f"{args.config}: tasks").items()
+    }
+    methods, tasks, seeds, profile = (
+        _text(wanted.get(key), key) if getattr(args, key) is None else getattr(args, key) for key in known
+    )
+    profile = DEFAULT_PROFILE if profile is None else profile
     if profile not in PROFILES:
         raise InputError(f"unknown profile {profile!r}{cfg.nearest(profile, PROFILES)}; known: {', '.join(PROFILES)}")
-    seeds = args.seeds or _joined(wanted.get("seeds")) or str(SEEDS[profile])
     return Request(
-        registry.select_methods(methods), registry.select_tasks(tasks, profile), parse_seeds(seeds), profile,
-        overrides, per_task,
+        registry.select_methods("all" if methods is None else methods), registry.select_tasks(tasks, profile),
+        parse_seeds(str(SEEDS[profile]) if seeds is None else seeds), profile,
+        cfg.flat(file), per_task, dict(_pair(text) for text in args.set),
     )  # fmt: skip
 
 
-def _joined(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where} = {value!r} is not a table of keys and values")
+    return value
+
+
+def _text(value: Any, key: str) -> str | None:
+    """A value of the file's [run] table as it would stand on the command line; a list of one seed keeps its comma."""
+    if isinstance(value, list):
+        return ",".join(map(str, value)) + ("," if key == "seeds" else "")
+    return None if value is None else str(value)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -140,14 +156,14 @@ def command_run(args: argparse.Namespace) -> int:
     store, begun = Store(args.results), time.monotonic()
     board = Board(plan)
     executor = Executor(store, plan, args.jobs, board)
-    folder = plan.write(store)
     left = sum(s.state != "done" for s in board.units.values())
+    folder = plan.write(store, left)
     print(f"run {plan.run_id}: {len(plan.cells)} cells, {left} of {len(board.units)} stages to do, in {folder}")
     try:
         with _tracking(args, store, folder, left), screen(board):
             executor.run()
     finally:
-        if left and not executor.stopping.is_set():
+        if left and not executor.stopping:
             print(f"{duration(time.monotonic() - begun)} with {args.jobs} workers")
     page = folder / "report" / "index.html"
     if left or not page.exists():

@@ -33,14 +33,16 @@ def option(
     high: float | None = None,
     choices: tuple[Any, ...] | None = None,
     stage: str = "finetune",
+    context_keys: bool = False,
     search: Mapping[str, Any] | None = None,
 ) -> Any:
     """A configuration field. `stage` is "pretrain" if the field changes the pretrained weights, else "finetune".
 
-    `search` describes the field for studies: {"space": "noise" | "schedule" | "rl", "low": …, "high": …, "log": bool}
-    or {"space": …, "choices": (…)}.
+    `context_keys` marks a tuple of names of the task's context. `search` describes the field for studies:
+    {"space": "noise" | "schedule" | "rl", "low": …, "high": …, "log": bool} or {"space": …, "choices": (…)}.
     """
-    meta = {"help": help, "unit": unit, "low": low, "high": high, "choices": choices, "stage": stage, "search": search}
+    meta = {"help": help, "unit": unit, "low": low, "high": high, "choices": choices, "stage": stage, "search": search,
+            "context_keys": context_keys}  # fmt: skip
     return dataclasses.field(default=default, metadata=meta)
 
 
@@ -125,7 +127,7 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         return tuple(convert(part, args[0], where) for part in parts)
     try:
         return _scalar(value, kind)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise InputError(f"{where} = {value!r} is not {_article(kind)}") from None
 
 
@@ -185,11 +187,13 @@ def part(config: Any, stage: str) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The TOML file as nested dictionaries. Raises InputError if it is missing or not TOML."""
+    """The TOML file as nested dictionaries. Raises InputError if it cannot be read or is not TOML."""
     try:
         return tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
 

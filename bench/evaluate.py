@@ -21,8 +21,8 @@ class EvaluationConfig:
     """How often and from how many stored states fine-tuning is evaluated."""
 
     points: int = option(8, "evaluations during fine-tuning, evenly spaced, besides the one before it", low=1)
-    states: int = option(24, "stored start states per half that are used", low=1)
-    selection_states: int = option(8, "of the selection half", low=0)
+    states: int = option(24, "report states evaluated from", low=1)
+    selection_states: int = option(8, "selection states evaluated from", low=0)
     attempts: int = option(1, "episodes from each state", low=1)
     stored: int = option(50, "start states stored per half of a task", low=1)
     envs: int = option(8, "environments stepped together", low=1)
@@ -52,14 +52,6 @@ class Episode:
     first_chunk: FloatArray  # (H, A)
 
 
-@dataclass
-class Cost:
-    """What the rollouts took."""
-
-    control_steps: int = 0
-    policy_calls: int = 0  # rows that went through the policy
-
-
 class _Slot:
     """One environment at work on one episode."""
 
@@ -86,29 +78,27 @@ class _Slot:
 
 def rollouts(
     envs: list[BenchEnv], task: Task, policy: Policy, agent: Agent, act: Act, progress: Progress, states: list[State],
-    attempts: int, execute: int, seed: int, cost: Cost | None = None,
+    attempts: int, execute: int, seed: int, check: Callable[[], None] = lambda: None,
 ) -> list[Episode]:  # fmt: skip
     """`attempts` episodes from each start state, in the order (start, attempt).
 
     `act(features (B, F)) → RL action (B, D)`, or None for the pretrained policy as it is. Noise of an episode depends
-    on (seed, start, attempt) alone: not on the number of environments, nor on the other episodes.
+    on (seed, start, attempt) alone: not on the number of environments, nor on the other episodes. `check` is called
+    before every decision and may raise.
     """
-    cost = Cost() if cost is None else cost
     queue = [(i, k) for i in range(len(states)) for k in range(attempts)][::-1]
     slots: list[_Slot] = []
     free = list(envs)
     done: list[Episode] = []
     while queue or slots:
+        check()
         while queue and free:
             start, attempt = queue.pop()
             slots.append(_Slot(free.pop(), states[start], start, attempt, seed))
         chunks, sigma = _chunks(slots, task, policy, agent, act, progress)
-        cost.policy_calls += len(slots)
         going = []
         for i, slot in enumerate(slots):
-            before = slot.length
             episode = slot.execute(chunks[i], float(sigma[i]), execute)
-            cost.control_steps += slot.length - before
             if episode is None:
                 going.append(slot)
             else:

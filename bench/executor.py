@@ -2,6 +2,9 @@
 
 The parent hands out one stage at a time to each worker and never computes. A worker that is killed fails the stage it
 had, and is replaced; a stage that another process holds is waited for; what depends on a failed stage is skipped.
+
+Nothing that a killed worker could hold is shared: the wish to stop is one byte without a lock, and each worker has its
+own pipe. Workers ignore Ctrl-C and SIGTERM, which reach the whole process group: the parent tells them.
 """
 
 from __future__ import annotations
@@ -10,11 +13,13 @@ import importlib
 import multiprocessing as mp
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -28,7 +33,9 @@ from bench.types import InputError, Stopped
 
 Key = tuple[str, str]
 REPORT_SECONDS = 0.5  # least time between a worker's progress messages
-STOP_SECONDS = 90.0  # how long workers may take to save their state
+STOP_SECONDS = 30.0  # how long workers may take to save their state
+RETRY_SECONDS = (2.0, 10.0)  # between two tries of a stage that another process holds: at first, at most
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -57,10 +64,6 @@ class Board:
         status.share = 1.0 if state == "done" else 0.0
         self.changed(key, status)
 
-    @property
-    def failures(self) -> dict[Key, Status]:
-        return {k: s for k, s in self.units.items() if s.state == "failed"}
-
 
 @dataclass
 class Worker:
@@ -70,6 +73,10 @@ class Worker:
     pipe: Connection
     unit: Unit | None = None
 
+    @property
+    def key(self) -> Key | None:
+        return (self.unit.stage, self.unit.key) if self.unit else None
+
 
 class Executor:
     """Runs a plan with `jobs` workers."""
@@ -78,9 +85,12 @@ class Executor:
         self.store, self.board, self.jobs = store, board, jobs
         self.units = plan.units
         self.context = mp.get_context("spawn")
-        self.stopping = self.context.Event()
+        self.stopping = False  # a signal has asked for it
+        self.shared: Any = self.context.RawValue("b", 0)  # the same, as the workers see it
+        self.deadline = 0.0  # when the workers must have saved
+        self.ending = False  # workers are being killed; further signals change nothing
         self.workers: list[Worker] = []
-        self.looked = 0.0  # when stages held elsewhere were last looked at
+        self.tries: dict[Key, tuple[float, float]] = {}  # stage held elsewhere → (time of the next try, seconds added)
         for key, unit in self.units.items():
             entry = store.entry(*key)
             done = entry.status() == "done"
@@ -94,25 +104,29 @@ class Executor:
         if not waiting:
             return
         with self._interruptible():
-            self.workers = [self._start() for _ in range(min(self.jobs, len(waiting)))]
             try:
+                for _ in range(min(self.jobs, len(waiting))):
+                    self._start()
                 while self._step():
                     pass
             finally:
                 self._close()
-        if self.stopping.is_set():
+        if self.stopping:
             raise Stopped
 
     def _step(self) -> bool:
         """Hand out work and take in messages; False when all is over."""
-        self._skip_blocked()
-        if not self.stopping.is_set():
-            for worker in self.workers:
-                if worker.unit is None and (unit := self._next()):
-                    self._give(worker, unit)
-        busy = [w for w in self.workers if w.unit is not None]
-        states = [s.state for s in self.board.units.values()]
-        if not busy and (self.stopping.is_set() or not {"pending", "elsewhere"} & set(states)):
+        if self.stopping and not self.shared.value:
+            self.shared.value = 1
+            print("stopping: saving the state; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+        if self.stopping and time.monotonic() > self.deadline:
+            return False
+        self._look()
+        for worker in list(self.workers):
+            if not self.stopping and worker.unit is None and (unit := self._next()):
+                self._give(worker, unit)
+        left = {"pending", "elsewhere"} & {s.state for s in self.board.units.values()}
+        if not any(w.unit for w in self.workers) and (self.stopping or not left):
             return False
         handles = [h for w in self.workers for h in (w.pipe, w.process.sentinel)]
         for ready in wait(handles, timeout=0.5):
@@ -120,28 +134,39 @@ class Executor:
                 self._receive(worker)
         return True
 
-    def _next(self) -> Unit | None:
-        """The first stage in the plan's order whose inputs are done; stages held elsewhere are tried now and then."""
-        states = {"pending"}
-        if time.monotonic() - self.looked > 2.0:
-            states.add("elsewhere")
-            self.looked = time.monotonic()
+    def _look(self) -> None:
+        """What another process finished is done; what waits for a failed stage is skipped."""
         for key, unit in self.units.items():
-            if self.board.units[key].state in states and all(self.board.units[w].state == "done" for w in unit.waits):
-                return unit
-        return None
-
-    def _skip_blocked(self) -> None:
-        for key, unit in self.units.items():
-            if self.board.units[key].state in ("pending", "elsewhere"):
-                states = [self.board.units[w].state for w in unit.waits]
-                if "failed" in states or "skipped" in states:
+            state = self.board.units[key].state
+            if state == "elsewhere" and self._finished(key):
+                self.board.set(key, "done")
+            elif state in ("pending", "elsewhere"):
+                states = {self.board.units[w].state for w in unit.waits}
+                if states & {"failed", "skipped"}:
                     self.board.set(key, "skipped")
 
+    def _finished(self, key: Key) -> bool:
+        return self.store.entry(*key).file("meta.json").exists()
+
+    def _next(self) -> Unit | None:
+        """The first stage in the plan's order whose inputs are done, else one held elsewhere whose next try is due."""
+        given = {w.key for w in self.workers}
+        ready = [
+            key for key, unit in self.units.items()
+            if key not in given and all(self.board.units[w].state == "done" for w in unit.waits)
+        ]  # fmt: skip
+        new = [key for key in ready if self.board.units[key].state == "pending"]
+        now = time.monotonic()
+        due = [key for key in ready if self.board.units[key].state == "elsewhere" and self.tries[key][0] <= now]
+        chosen = new or sorted(due, key=lambda key: self.tries[key])
+        return self.units[chosen[0]] if chosen else None
+
     def _give(self, worker: Worker, unit: Unit) -> None:
-        worker.unit = unit
-        self.board.set((unit.stage, unit.key), "running")
-        worker.pipe.send(unit)
+        try:
+            worker.pipe.send(unit)
+            worker.unit = unit
+        except OSError:  # it died while it had nothing to do
+            self._replace(worker)
 
     def _receive(self, worker: Worker) -> None:
         """One message of a worker, or its death."""
@@ -151,67 +176,92 @@ class Executor:
                     return
                 raise EOFError
             kind, *rest = worker.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             self._replace(worker)
             return
-        assert worker.unit is not None
-        key = (worker.unit.stage, worker.unit.key)
-        status = self.board.units[key]
+        assert worker.key is not None
+        key, status = worker.key, self.board.units[worker.key]
         if kind == "progress":
             status.share, status.text, status.success = rest
             self.board.changed(key, status)
-            return
-        worker.unit = None
-        self.board.set(key, {"busy": "elsewhere", "stopped": "pending"}.get(kind, kind), *rest)
+        elif kind == "locked":
+            self.board.set(key, "running")
+        else:
+            worker.unit = None
+            if kind == "busy":
+                self._postpone(key)
+            else:
+                self.board.set(key, {"stopped": "pending"}.get(kind, kind), *rest)
+
+    def _postpone(self, key: Key) -> None:
+        """Another process holds the stage: look again later, and later still the next time."""
+        first, most = RETRY_SECONDS
+        pause = min(most, 1.5 * self.tries[key][1]) if key in self.tries else first
+        self.tries[key] = (time.monotonic() + pause, pause)
+        if self.board.units[key].state != "elsewhere":
+            self.board.set(key, "elsewhere")
 
     def _replace(self, worker: Worker) -> None:
-        """A worker died: fail its stage, which resumes from its checkpoint in the next run, and start another."""
-        worker.process.join()
-        self.workers.remove(worker)
-        if worker.unit is not None:
-            key = (worker.unit.stage, worker.unit.key)
-            reason = f"worker process died (exit {worker.process.exitcode}); out of memory or killed"
-            self.store.entry(*key).fail(reason)
-            self.board.set(key, "failed", reason)
-        if not self.stopping.is_set():
-            self.workers.append(self._start())
+        """A worker died: fail its stage, which resumes from its checkpoint in the next run, and start another.
 
-    def _start(self) -> Worker:
+        While stopping nothing is failed: whoever ended the parent may have ended the worker too.
+        """
+        worker.process.join()
+        worker.pipe.close()
+        self.workers.remove(worker)
+        if worker.key is not None and self._finished(worker.key):
+            self.board.set(worker.key, "done")
+        elif worker.key is not None and self.stopping:
+            self.board.set(worker.key, "pending")
+        elif worker.key is not None:
+            reason = f"worker process died (exit {worker.process.exitcode}); out of memory or killed"
+            with suppress(InputError, OSError):
+                self.store.entry(*worker.key).fail(reason)
+            self.board.set(worker.key, "failed", reason)
+        if not self.stopping:
+            self._start()
+
+    def _start(self) -> None:
+        """One more worker, which never sees the signals meant for this process."""
         mine, theirs = self.context.Pipe()
         process = self.context.Process(
-            target=work, args=(theirs, str(self.store.root), self.stopping, os.getpid()), daemon=True
+            target=work, args=(theirs, str(self.store.root), self.shared, os.getpid()), daemon=True
         )
-        with single_threaded():
-            process.start()
+        resource_tracker.ensure_running()  # here, because its start unblocks the signals
+        earlier = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            with single_threaded():
+                process.start()
+            self.workers.append(Worker(process, mine))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
         theirs.close()
-        return Worker(process, mine)
 
     def _close(self) -> None:
+        """End the workers: idle ones have nothing to lose, others go on from their checkpoint in the next run."""
+        self.ending = True
         for worker in self.workers:
-            with suppress(OSError):
-                worker.pipe.send(None)
-        limit = time.monotonic() + (STOP_SECONDS if self.stopping.is_set() else 10.0)
+            worker.process.kill()
         for worker in self.workers:
-            worker.process.join(max(0.1, limit - time.monotonic()))
-            if worker.process.is_alive():
-                worker.process.terminate()
-                worker.process.join()
+            worker.process.join()
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM ask the workers to save and stop; a second one ends them at once."""
 
         def handle(number: int, frame: object) -> None:
-            if self.stopping.is_set():
+            if self.stopping and not self.ending:
+                self.ending = True
                 raise KeyboardInterrupt
-            self.stopping.set()
+            if not self.stopping:
+                self.deadline = time.monotonic() + STOP_SECONDS
+                self.stopping = True
 
-        signals = (signal.SIGINT, signal.SIGTERM)
-        earlier = [signal.signal(s, handle) for s in signals]
+        earlier = [signal.signal(s, handle) for s in SIGNALS]
         try:
             yield
         finally:
-            for s, handler in zip(signals, earlier, strict=True):
+            for s, handler in zip(SIGNALS, earlier, strict=True):
                 signal.signal(s, handler)
 
 
@@ -232,9 +282,10 @@ def single_threaded() -> Iterator[None]:
 
 
 def work(pipe: Connection, root: str, stopping: Any, parent: int) -> None:
-    """A worker: stages come in through the pipe, progress and outcomes go back, until None or the parent's end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """A worker: stages come in through the pipe, progress and outcomes go back, until the parent's end."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     import torch
 
     torch.set_num_threads(1)
@@ -248,29 +299,33 @@ def work(pipe: Connection, root: str, stopping: Any, parent: int) -> None:
                 pipe.send(("progress", share, text, success))
 
     def stop() -> bool:
-        return stopping.is_set() or os.getppid() != parent
+        return bool(stopping.value) or os.getppid() != parent
+
+    def locked() -> None:
+        with suppress(OSError):
+            pipe.send(("locked",))
 
     while True:
         try:
-            unit: Unit | None = pipe.recv()
+            unit: Unit = pipe.recv()
+            pipe.send(run_unit(store, unit, Reporter(progress, stop), locked))
         except (EOFError, OSError):
             return
-        if unit is None:
-            return
-        outcome = run_unit(store, unit, Reporter(progress, stop))
-        try:
-            pipe.send(outcome)
-        except OSError:
-            return
 
 
-def run_unit(store: Store, unit: Unit, reporter: Reporter) -> tuple[str, ...]:
-    """Run one stage under its lock: ("done",), ("busy",), ("stopped",) or ("failed", last line)."""
+def run_unit(
+    store: Store, unit: Unit, reporter: Reporter, locked: Callable[[], None] = lambda: None
+) -> tuple[str, ...]:
+    """Run one stage under its lock: ("done",), ("busy",), ("stopped",) or ("failed", last line).
+
+    `locked` is called when the lock is held and there is something to do.
+    """
     entry = store.entry(unit.stage, unit.key)
     try:
         with entry.lock(seconds=1.0):  # whoever only looks at the status holds it for a moment
             if (entry.folder / "meta.json").exists():
                 return ("done",)
+            locked()
             try:
                 importlib.import_module(f"bench.stages.{unit.stage}").run(store, entry, unit, reporter)
             except Stopped:
@@ -282,5 +337,5 @@ def run_unit(store: Store, unit: Unit, reporter: Reporter) -> tuple[str, ...]:
             return ("done",)
     except filelock.Timeout:
         return ("busy",)
-    except InputError as error:  # the failure itself could not be written
+    except (InputError, OSError) as error:  # the lock or the failure itself could not be written
         return ("failed", str(error))

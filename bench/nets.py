@@ -277,6 +277,22 @@ class FlowPolicy(nn.Module):
             x = x - self.net(x, tau, condition) / steps
         return (x * self.a_std + self.a_mean).clamp(-1, 1).cpu().numpy()
 
+    @torch.inference_mode()
+    def invert(self, s: FloatArray, c: FloatArray, chunk: FloatArray, iterations: int = 5) -> FloatArray:
+        """The z (B, H, A) from which `act` without context noise gives the chunk (B, H, A): Euler's steps reversed.
+
+        Each step x' = x − v(x, τ)/n is solved for x by fixed-point iteration.
+        """
+        s_t, c_t, a = self._tensors(s, c, chunk)
+        clean = torch.zeros(len(a), device=a.device)
+        condition = self.encode(s_t, c_t, clean, torch.zeros_like(c_t))
+        x, steps = (a - self.a_mean) / self.a_std, self.config.euler_steps
+        for k in range(1, steps + 1):
+            after, tau = x, torch.full_like(clean, k / steps)
+            for _ in range(iterations):
+                x = after + self.net(x, tau, condition) / steps
+        return x.cpu().numpy()
+
     def _tensors(self, *arrays: FloatArray) -> list[Tensor]:
         device = self.a_mean.device
         return [torch.as_tensor(np.asarray(a, np.float32), device=device) for a in arrays]

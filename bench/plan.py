@@ -1,20 +1,21 @@
 """From a request to cells and the stages they need: methods × tasks × seeds × profile, resolved and keyed.
 
-A stage's key is the hash of everything that goes into it, so cells that need the same thing share one stage: csp and
-csp_tmrl one pretrained policy, all methods one set of demonstrations and start states.
+A stage's key is the hash of everything that goes into it, so cells that need the same thing share one stage: methods
+with equal pretraining one policy, all methods one set of demonstrations and start states.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bench import config as cfg
 from bench import registry
@@ -23,7 +24,7 @@ from bench.evaluate import CoverageConfig, EvaluationConfig
 from bench.nets import PolicyConfig
 from bench.pretraining import PretrainConfig
 from bench.rl import RLConfig
-from bench.store import Store, versions, write_json
+from bench.store import LIBRARIES, Store, commit, read_json, versions, write_json
 from bench.types import InputError, Task
 
 STAGES = ("demos", "starts", "pretrain", "coverage", "finetune")
@@ -90,8 +91,13 @@ class Request:
     tasks: tuple[str, ...]
     seeds: tuple[int, ...]
     profile: str = "quick"
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # dotted key → value, from --config and --set
-    task_overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # task id → the same
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # dotted key → value, from the file
+    task_overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # task id → the same; wins over it
+    command: Mapping[str, Any] = field(default_factory=dict)  # dotted key → value, from --set; wins over both
+
+    def layers(self, task: str) -> tuple[Mapping[str, Any], ...]:
+        """What the user says about a task; the later wins."""
+        return (self.overrides, self.task_overrides.get(task, {}), self.command)
 
 
 @dataclass(frozen=True)
@@ -146,27 +152,23 @@ class Plan:
         """Equal requests are one run."""
         return f"{self.request.profile}-{cfg.digest(sorted(u.key for u in self.units.values()))[:8]}"
 
-    def write(self, store: Store) -> Path:
-        """Write run.json; returns the run's folder."""
+    def write(self, store: Store, left: int = 1) -> Path:
+        """Write run.json; returns the run's folder. With no stage left, who made the run stays as it was recorded."""
         folder = store.root / "runs" / self.run_id
         folder.mkdir(parents=True, exist_ok=True)
-        previous = folder / "run.json"
-        created = previous.stat().st_mtime if previous.exists() else time.time()
+        path, now = folder / "run.json", time.time()
+        earlier = read_json(path) if path.exists() else {}
+        if earlier and not left:
+            os.utime(path)  # the latest run is the one asked for last
+            return folder
         record = {
-            "run": self.run_id, "created": created, "updated": time.time(), "profile": self.request.profile,
-            "command": ["python", "-m", "bench", *sys.argv[1:]], "commit": commit(), "versions": versions(),
-            "experiment": dataclasses.asdict(self.request), "cells": [c.record() for c in self.cells],
+            "run": self.run_id, "created": earlier.get("created", now), "updated": now,
+            "profile": self.request.profile, "command": ["python", "-m", "bench", *sys.argv[1:]], "commit": commit(),
+            "versions": versions(), "experiment": dataclasses.asdict(self.request),
+            "cells": [c.record() for c in self.cells],
         }  # fmt: skip
-        write_json(previous, record)
+        write_json(path, record)
         return folder
-
-
-def commit() -> str:
-    """The commit of the code, with `+` if it was changed since, or nothing outside a repository."""
-    root = Path(__file__).parent.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 def make_plan(request: Request) -> Plan:
@@ -175,7 +177,7 @@ def make_plan(request: Request) -> Plan:
         guess = cfg.nearest(request.profile, PROFILES)
         raise InputError(f"unknown profile {request.profile!r}{guess}; known: {', '.join(PROFILES)}")
     known = set(all_keys())
-    for key in [k for values in (request.overrides, *request.task_overrides.values()) for k in values]:
+    for key in [k for values in (request.overrides, *request.task_overrides.values(), request.command) for k in values]:
         if key not in known:
             raise InputError(f"unknown key {key!r}{cfg.nearest(key, known)}; `bench list --keys` shows all")
     cells = [
@@ -192,18 +194,15 @@ def all_keys() -> list[str]:
 
 
 def settings_of(request: Request, task: Task) -> Settings:
-    """Defaults < profile < task < task in this profile < the user's."""
-    settings = cfg.override(Settings(), PROFILES[request.profile], f"profile {request.profile}")
-    settings = cfg.override(settings, task.settings, task.id)
+    """Defaults < task < profile < task in this profile < the user's."""
+    settings = cfg.override(Settings(), task.settings, task.id)
+    settings = cfg.override(settings, PROFILES[request.profile], f"profile {request.profile}")
     settings = cfg.override(settings, task.profiles.get(request.profile, {}), f"{task.id} in {request.profile}")
     names = {f.name for f in dataclasses.fields(Settings)}
-    for values in (request.overrides, request.task_overrides.get(task.id, {})):
+    for values in request.layers(task.id):
         mine = {k: v for k, v in values.items() if k.split(".")[0] in names}
         settings = cfg.override(settings, mine, "--set/--config")
-    if settings.policy.execute > settings.policy.chunk:
-        raise InputError(
-            f"{task.id}: policy.execute = {settings.policy.execute} is over policy.chunk = {settings.policy.chunk}"
-        )
+    _check_settings(settings, task)
     most = max(settings.evaluation.states, settings.evaluation.selection_states, settings.coverage.states,
                settings.coverage.selection_states)  # fmt: skip
     if most > settings.evaluation.stored:
@@ -211,13 +210,39 @@ def settings_of(request: Request, task: Task) -> Settings:
     return settings
 
 
+def _check_settings(settings: Settings, task: Task) -> None:
+    """Raises InputError for values that do not go together."""
+    policy, rl = settings.policy, settings.rl
+    if policy.execute > policy.chunk:
+        raise InputError(f"{task.id}: policy.execute = {policy.execute} is over policy.chunk = {policy.chunk}")
+    if policy.architecture == "transformer" and policy.width % policy.heads:
+        raise InputError(f"policy.width = {policy.width} must be a multiple of policy.heads = {policy.heads}")
+    if rl.random_decisions >= rl.decisions:
+        text = f"rl.random_decisions = {rl.random_decisions} leaves nothing to learn of rl.decisions = {rl.decisions}"
+        raise InputError(f"{task.id}: {text}")
+    if not settings.coverage.sigmas:
+        raise InputError("coverage.sigmas is empty; give at least one, such as 0,0.5")
+    if settings.pretrain.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("pretrain.device = cuda, but torch finds no GPU here; set it to cpu")
+
+
+def _check_config(config: Any, method: str, task: Task) -> None:
+    """Raises InputError for context keys that the task lacks."""
+    for key, field_ in cfg.keys(type(config)).items():
+        for name in getattr(config, key) if field_.metadata.get("context_keys") else ():
+            if name not in task.context_keys:
+                guess = cfg.nearest(name, task.context_keys)
+                raise InputError(f"{method}.{key}: {task.id} has no context key {name!r}{guess}")
+
+
 def config_of(request: Request, method: str, task: Task) -> Any:
     """The method's Config: its defaults < its profile's < the user's."""
     config = registry.methods()[method].Config()
     config = cfg.override(config, getattr(config, "profiles", {}).get(request.profile, {}), method)
-    for values in (request.overrides, request.task_overrides.get(task.id, {})):
+    for values in request.layers(task.id):
         mine = {k.split(".", 1)[1]: v for k, v in values.items() if k.startswith(f"{method}.")}
         config = cfg.override(config, mine, method)
+    _check_config(config, method, task)
     return config
 
 
@@ -227,17 +252,17 @@ def _cell(request: Request, method: str, task_id: str, seed: int) -> Cell:
     source = registry.task(task.demos_of) if task.demos_of else task
     plain = cfg.as_dict(settings)
     demos = _unit("demos", (), task=source.id, version=source.version, config=plain["demos"],
-                  count=settings.demos.count or source.demo_count, simulators=_simulators(source))  # fmt: skip
+                  count=settings.demos.count or source.demo_count, simulators=simulators(source))  # fmt: skip
     starts = _unit("starts", (), task=task.id, version=task.version, count=settings.evaluation.stored,
-                   simulators=_simulators(task))  # fmt: skip
+                   simulators=simulators(task))  # fmt: skip
     pretrain = _unit("pretrain", (demos,), task=source.id, seed=seed, function=module.pretrain.__module__,
                      config=cfg.part(config, "pretrain"), policy=plain["policy"],
-                     pretrain=plain["pretrain"])  # fmt: skip
+                     pretrain=plain["pretrain"], libraries=versions(LIBRARIES))  # fmt: skip
     coverage = _unit("coverage", (pretrain, starts), task=task.id, seed=seed, coverage=plain["coverage"],
                      execute=settings.policy.execute, envs=settings.evaluation.envs)  # fmt: skip
     finetune = _unit("finetune", (coverage, pretrain, starts), task=task.id, seed=seed, method=method,
                      config=cfg.as_dict(config), rl=plain["rl"], evaluation=plain["evaluation"],
-                     execute=settings.policy.execute)  # fmt: skip
+                     execute=settings.policy.execute, libraries=versions(LIBRARIES))  # fmt: skip
     return Cell(method, task_id, seed, settings, config, (demos, starts, pretrain, coverage, finetune))
 
 
@@ -247,9 +272,9 @@ def _unit(stage: str, waits: tuple[Unit, ...], **spec: Any) -> Unit:
     return Unit(stage, key, tuple((u.stage, u.key) for u in waits), spec)
 
 
-def _simulators(task: Task) -> dict[str, str]:
-    found = versions()
-    return {name: found[name] for name in registry.suite_of(task).requires if name in found}
+def simulators(task: Task) -> dict[str, str]:
+    """Versions of what the task's suite requires."""
+    return versions(registry.suite_of(task).requires)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

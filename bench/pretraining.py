@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench import nets, seeding
 from bench.config import option
 from bench.store import write_atomic
-from bench.types import Demos, Dims, Stopped, Task
+from bench.types import Demos, Dims, InputError, Stopped, Task
 
 CHECKPOINT_SECONDS = 10.0
 
@@ -93,6 +94,7 @@ class Trainer:
         index, weight = chunk_table(demos.ends, policy.chunk)
         self.index, self.weight = index.to(self.device), weight.to(self.device)
         self.gradient_steps = 0
+        self.seconds = 0.0  # of training, over all resumptions
 
     def generator(self, purpose: str, step: int) -> torch.Generator:
         """The generator of one step for one purpose."""
@@ -110,8 +112,8 @@ class Trainer:
             weight_decay=self.config.weight_decay, fused=True,
         )  # fmt: skip
         path = self.folder / f"{name}.safetensors"
-        start = restore(path, module, optimiser) if path.exists() else 0
-        saved = time.monotonic()
+        start, spent = restore(path, module, optimiser) if path.exists() else (0, 0.0)
+        begun = saved = time.monotonic()
         for step in range(start, steps):
             optimiser.param_groups[0]["lr"] = learning_rate * self._rate(step, steps)
             value = loss(step)
@@ -120,14 +122,16 @@ class Trainer:
             optimiser.step()
             stopping = step % 20 == 0 and self.stop()
             if stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                checkpoint(path, module, optimiser, step + 1)
                 saved = time.monotonic()
+                checkpoint(path, module, optimiser, step + 1, spent + saved - begun)
             if stopping:
                 raise Stopped
             if step % 100 == 0:
                 self.progress(step / steps, f"{name} loss {value.item():.3f}")
+        seconds = spent + time.monotonic() - begun
         if start < steps:
-            checkpoint(path, module, optimiser, steps)
+            checkpoint(path, module, optimiser, steps, seconds)
+        self.seconds += seconds
         self.gradient_steps += steps
         module.requires_grad_(False)
 
@@ -143,7 +147,7 @@ class Trainer:
     ) -> nets.FlowPolicy:  # fmt: skip
         """Train the conditional flow and return it frozen.
 
-        `noise` and `sigma(generator, batch) → (B,)` noise the context (csp); `target_std` (N, H, A), in normalised
+        `noise` and `sigma(generator, batch) → (B,)` noise the context; `target_std` (N, H, A), in normalised
         action units, perturbs the targets (posterior behaviour cloning). With neither this is behaviour cloning.
         """
         positions = position_entries(self.task, self.demos)
@@ -176,22 +180,31 @@ class Trainer:
         return rows.to(self.device), z.to(self.device), tau.to(self.device)
 
 
-def checkpoint(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
-    """Weights, optimiser state and step in one safetensors file, atomically."""
+def checkpoint(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, step: int, seconds: float) -> None:
+    """Weights, optimiser state, step and time spent in one safetensors file, atomically."""
     tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
     tensors |= optimiser_tensors(optimiser, "optimiser") | {"step": torch.tensor(step)}
+    tensors["seconds"] = torch.tensor(seconds, dtype=torch.float64)
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda p: save_file(plain, p))
 
 
-def restore(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> int:
-    """Load what `checkpoint` wrote; returns the number of steps done."""
-    tensors = load_file(path)
+def restore(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
+    """Load what `checkpoint` wrote; returns the steps done and the seconds they took."""
+    tensors = load_checkpoint(path)
     prefix = "module."
     module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
     load_optimiser(optimiser, tensors, "optimiser")
-    return int(tensors["step"])
+    return int(tensors["step"]), float(tensors["seconds"])
+
+
+def load_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint. Raises InputError if the file is damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged checkpoint ({error}); remove it and run again from the start") from None
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

@@ -134,7 +134,7 @@ def _numbers(result: Result, task: TaskResult) -> dict[str, Any]:
     one, many = result.before if result.before else (None, None)
     estimates = {
         "success_at_1": one.success if one else None, "success_at_k": many.success if many else None,
-        "final_success": result.final, "area": result.area,
+        "final_success": result.final, "gain": result.gain, "area": result.area,
     }  # fmt: skip
     for name, e in estimates.items():
         row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high} if e else dict.fromkeys(
@@ -162,8 +162,8 @@ def spread(e: Estimate | None) -> str:
 def _main_table(task: TaskResult) -> Table:
     k = max((b.k for r in task.results for b in r.before), default=summary.K)
     header = (
-        "Method", "Seeds", "Success@1 before RL", f"Success@{k} before RL", "Final success", "Area under curve",
-        "Control steps to 50 %", "Pretraining",
+        "Method", "Seeds", "Success@1 before RL", f"Success@{k} before RL", "Final success", "Gain by RL",
+        "Area under curve", "Control steps to 50 %", "Pretraining",
     )  # fmt: skip
     return Table(header, tuple(_main_row(r) for r in task.results))
 
@@ -183,7 +183,7 @@ def _main_row(r: Result) -> tuple[str, ...]:
         )
     none = math.isnan(r.pretrain_steps)
     cost = DASH if none else f"{number(r.pretrain_steps)} steps, {r.pretrain_seconds:.0f}\u00a0s"
-    return r.method, f"{len(r.seeds)}/{r.planned}", *before, spread(r.final), spread(r.area), half, cost
+    return r.method, f"{len(r.seeds)}/{r.planned}", *before, spread(r.final), spread(r.gain), spread(r.area), half, cost
 
 
 def _cost_table(task: TaskResult) -> Table:

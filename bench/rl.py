@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.sac.policies import SACPolicy
@@ -163,12 +163,12 @@ class Engine(SAC):
         if not demos:
             return list(self.replay_buffer.sample(size)[:5])
         if self.demonstrations is None:
-            raise InputError("rl.demo_fraction: this method's actions are not the environment's; set it to 0")
+            raise InputError("rl.demo_fraction is above 0, but the engine was given no demonstrations")
         parts = zip(self.replay_buffer.sample(size - demos)[:5], self.demonstrations.sample(demos)[:5], strict=True)
         return [torch.cat(pair) for pair in parts]
 
     def learn_from_buffer(self, gradient_steps: int) -> dict[str, float]:
-        """That many updates; returns mean losses. Draws are seeded by the number of updates so far."""
+        """That many updates; returns the losses of the last. Draws are seeded by the number of updates so far."""
         with seeding.fence(seeding.child(self.seed_root, "learn", self._n_updates)):
             return self.train(gradient_steps, self.config.batch)
 
@@ -267,11 +267,6 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Safetensors, atomically."""
     plain = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
     write_atomic(path, lambda p: save_file(plain, p))
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """What `save_tensors` wrote."""
-    return load_file(path)
 
 
 def with_options(config: RLConfig, options: Mapping[str, Any]) -> RLConfig:

@@ -81,12 +81,10 @@ class _LiveTable:
 
 
 @contextmanager
-def screen(board: Board, quiet: bool = False) -> Iterator[None]:
+def screen(board: Board) -> Iterator[None]:
     """Show the board while the block runs."""
     console = Console()
-    if quiet:
-        yield
-    elif console.is_terminal:
+    if console.is_terminal:
         with Live(_LiveTable(board), console=console, refresh_per_second=2, vertical_overflow="visible"):
             yield
     else:
@@ -109,10 +107,12 @@ def _plain(board: Board):  # type: ignore[no-untyped-def]
             return
         said[key] = (status.state, now)
         done = sum(s.state == "done" for s in board.units.values())
-        text = status.error or (status.text if status.state == "running" and state else "")
+        text = status.error or (status.text if status.state == state == "running" else "")
         success = "" if status.success is None or not text else f", success {status.success:.2f}"
+        left = eta(status) if text else None
+        rest = "" if left is None else f", {duration(left)} left"
         share = f" {status.share:.0%}" if status.state == "running" and status.share else ""
         line = f"[{duration(now - begun)} {done}/{len(board.units)}] {key[0]} {status.state}{share}: {owners[key]}"
-        print(line + (f" ({text}{success})" if text else ""), flush=True)
+        print(line + (f" ({text}{success}{rest})" if text else ""), flush=True)
 
     return changed

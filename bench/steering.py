@@ -35,6 +35,12 @@ def steer_z(z: FloatArray, dims: Dims, config: SteeringConfig) -> FloatArray:
     return np.repeat(z[:, None], dims.chunk, axis=1)
 
 
+def encode_z(z: FloatArray, config: SteeringConfig) -> FloatArray:
+    """z (N, H, A) → the group's action (N, A) or (N, H·A) in [-1, 1] that comes nearest to it."""
+    nearest = z.reshape(len(z), -1) if config.z_shape == "free" else z.mean(axis=1)
+    return np.clip(nearest / max(config.z_bound, 1e-6), -1.0, 1.0)
+
+
 def vectors(observations: list[dict[str, FloatArray]], keys: tuple[str, ...]) -> FloatArray:
     """Observation dictionaries → (B, D) float32 of the named keys side by side."""
     rows = [np.concatenate([np.ravel(o[k]) for k in keys]) if keys else np.zeros(0) for o in observations]

@@ -1,7 +1,7 @@
 """Where every stage's files live: keys, atomic writes, digests, locks, status and declared table schemas.
 
     results/runs/stages/<stage>/<key>/   meta.json (last, with the digests of the files beside it), data files,
-                                         status.json, checkpoint/ while it is not done
+                                         checkpoint/ while it is not done, failed.json if it failed
     results/runs/runs/<run>/run.json     which cells a run has and the keys of their stages
 
 A key is the hash of everything that went in, so an entry is written once and never overwritten.
@@ -13,9 +13,10 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,7 +42,8 @@ COVERAGE: dict[str, str] = {
     "half": "str", "sigma": "float64", "start": "int64", "attempt": "int64", "success": "bool", "length": "int64",
     "spread": "float64",
 }  # fmt: skip
-# One row per logging interval of fine-tuning (means over the interval).
+# One row per logging interval of fine-tuning: σ is the interval's mean, success that of the latest 100 episodes, the
+# losses are the latest update's, alpha is the first action group's temperature.
 TRAINING: dict[str, str] = {
     "decisions": "int64", "control_steps": "int64", "gradient_steps": "int64", "success": "float64",
     "episodes": "int64", "sigma": "float64", "critic_loss": "float64", "actor_loss": "float64",
@@ -59,8 +61,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot write ({error.strerror or error}); check space and permissions") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot write ({reason}); check space and permissions") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -130,16 +133,27 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Versions of what can change a result."""
-    names = ("torch", "numpy", "mujoco", "robosuite", "ogbench", "dm_control", "stable-baselines3", "gymnasium")
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+LIBRARIES = ("torch", "numpy", "stable-baselines3", "gymnasium")
+
+
+def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
+    """Distribution → version, for those that are installed."""
+    found = {}
     for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> str:
+    """The commit of the code, with `+` if it was changed since; nothing outside a repository or without git."""
+    command = ["git", "-C", str(Path(__file__).parent.parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -184,19 +198,21 @@ class Entry:
     def file(self, name: str) -> Path:
         return self.folder / name
 
-    def finish(self, meta: Mapping[str, Any]) -> None:
-        """Write meta.json with the digests of the files; from now on the stage is done."""
+    def finish(self, spec: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        """Write meta.json with what went in and the digests of the files; from now on the stage is done."""
         (self.folder / "failed.json").unlink(missing_ok=True)
         files = sorted(p for p in self.folder.iterdir() if p.is_file() and p.name[0] != ".")
         record = dict(meta) | {
             "stage": self.stage, "key": self.key, "files": {p.name: sha256(p) for p in files},
-            "versions": versions(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]], "finished": time.time(),
+            "spec": dict(spec), "versions": versions(), "commit": commit(), "arguments": sys.argv[1:],
+            "finished": time.time(),
         }  # fmt: skip
         write_json(self.folder / "meta.json", record)
         shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def fail(self, traceback: str) -> None:
         """Record why the stage failed; it is tried again by the next run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "failed.json", {"traceback": traceback, "time": time.time()})
 
     def failure(self) -> str:

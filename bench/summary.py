@@ -55,6 +55,7 @@ class Result:
     areas: Array = field(default_factory=lambda: np.zeros((0, 0)))  # (R, S) per seed and start state
     area: Estimate | None = None
     final: Estimate | None = None
+    gain: Estimate | None = None  # last point minus the point before RL, paired over seeds and start states
     steps_to_threshold: float | None = None  # median over seeds; None if the median seed never got there
     reached: int = 0  # seeds that got there
     pretrain_steps: float = float("nan")
@@ -109,7 +110,7 @@ def _seeds(frame: pd.DataFrame) -> Iterator[tuple[int, _Seed]]:
         table = rows.pivot_table(index="start", columns="point", values="success", aggfunc="mean")
         axes = rows.groupby("point")[list(AXES)].first()
         x, y = axes["control_steps"].to_numpy(float), table.to_numpy(float)
-        kept = np.concatenate([[True], np.diff(x) > 0])  # a resumed point may repeat an x
+        kept = np.concatenate([[True], np.diff(x) > 0])  # two points may fall due in one round
         yield int(str(seed)), _Seed(x[kept], y[:, kept], {str(k): float(v) for k, v in axes.iloc[-1].items()})
 
 
@@ -135,10 +136,17 @@ def _result(curves: Curves, cells: pd.DataFrame, seeds: dict[int, _Seed], end: f
         grid=grid, mean=values.mean(axis=(0, 1)), band=stats.interval(stats.resample(values, rng)),
         lines=tuple((s.x, s.y.mean(axis=0)) for s in found),
         areas=areas, area=estimate(areas, rng) if areas.size else None,
-        final=estimate(_stack([s.y[:, -1:] for s in found])[..., 0], rng),
+        final=estimate(_stack([s.y[:, -1:] for s in found])[..., 0], rng), gain=_gain(found, rng),
         steps_to_threshold=stats.median_steps(reached), reached=sum(r is not None for r in reached),
         cost={axis: float(np.median([s.cost[axis] for s in found])) for axis in AXES},
     )  # fmt: skip
+
+
+def _gain(seeds: list[_Seed], rng: np.random.Generator) -> Estimate:
+    """Success of the last point minus that of the first, on the same seeds and start states."""
+    last, first = (_stack([s.y[:, [i]] for s in seeds])[..., 0] for i in (-1, 0))
+    value, (low, high) = stats.paired_difference(last, first, rng)
+    return Estimate(value, low, high)
 
 
 def _grid(seeds: list[_Seed]) -> Array:

@@ -332,9 +332,9 @@ class Live:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
-        self._thread.join(LAST_SECONDS)
+        self._thread.join(0 if kind is KeyboardInterrupt else LAST_SECONDS)
         if self._thread.is_alive():
             self._warn("is slow")
 

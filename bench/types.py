@@ -138,6 +138,9 @@ class Policy(Protocol):
     def act(self, s: FloatArray, c: FloatArray, z: FloatArray, sigma: FloatArray, eps: FloatArray) -> FloatArray:
         """(B, S), (B, C), z (B, H, A), σ (B,) in [0, 1], ε (B, C) → chunk (B, H, A) in the action's own units."""
 
+    def invert(self, s: FloatArray, c: FloatArray, chunk: FloatArray) -> FloatArray:
+        """(B, S), (B, C), (B, H, A) → the z (B, H, A) from which `act` at σ = 0 gives the chunk."""
+
     def save(self, folder: Path) -> None: ...
 
 
@@ -171,13 +174,15 @@ class Agent:
 
     `inputs(action, noise, progress)` takes the decoded groups {name: (B, size)}, standard normal `noise`
     {"z": (B, H, A), "eps": (B, C)} drawn by the harness, and returns z (B, H, A), σ (B,), ε (B, C). `before(noise,
-    progress)` returns the same before any reinforcement: the pretrained policy as it is. `options` overrides fields of
-    the engine's configuration (`demo_fraction`, …) that the method is defined by.
+    progress)` returns the same before any reinforcement: the pretrained policy as it is. `encode` takes the z (N, H, A)
+    with which the policy repeats demonstrated chunks and returns the RL actions (N, D) in [-1, 1] nearest to that, for
+    batches that hold demonstrations. `options` overrides fields of the engine's configuration that define the method.
     """
 
     groups: tuple[Group, ...]
     inputs: Callable[[Arrays, Arrays, Progress], PolicyInputs]
     before: Callable[[Arrays, Progress], PolicyInputs]
+    encode: Callable[[FloatArray], FloatArray]
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -2,7 +2,7 @@
 
 Actions are (7,) in [-1, 1]: position change (at most 5 cm a control step), rotation change (axis-angle, at most
 0.5 rad), and the gripper, whose sign alone counts (+1 closes). In `lift-unseen` the demonstrations have the cube in a
-strip at one side of the table and fine-tuning asks for the rest.
+narrow strip before the arm and fine-tuning asks for the table to its right and left.
 
 A control step is robosuite's own, without its observables: they are read from the simulator after the step instead.
 As in robosuite, site and body poses are then one simulator step (2 ms) old, and so is success.
@@ -60,9 +60,11 @@ class Area:
 
 
 TABLE = Area((-0.12, 0.12), (-0.20, 0.20))
-STRIP, REST = Area(TABLE.x, (-0.20, -0.10)), Area(TABLE.x, (-0.10, 0.20))
-DEMONSTRATED = {"robosuite_tasks/lift": TABLE, "robosuite_tasks/lift-unseen": STRIP}
-FINETUNED = {"robosuite_tasks/lift": TABLE, "robosuite_tasks/lift-unseen": REST}
+STRIP = Area(TABLE.x, (-0.03, 0.03))  # before the arm, so that the demonstrations move to both sides
+RIGHT, LEFT = Area(TABLE.x, (-0.24, -0.03)), Area(TABLE.x, (0.03, 0.24))
+# Equally large areas of a task are equally likely.
+DEMONSTRATED = {"robosuite_tasks/lift": (TABLE,), "robosuite_tasks/lift-unseen": (STRIP,)}
+FINETUNED = {"robosuite_tasks/lift": (TABLE,), "robosuite_tasks/lift-unseen": (RIGHT, LEFT)}
 
 
 def _task(name: str, profiles: tuple[str, ...]) -> Task:
@@ -74,8 +76,8 @@ def _task(name: str, profiles: tuple[str, ...]) -> Task:
         control_hz=CONTROL_HZ,
         state_keys=("eef_pos", "eef_rot", "gripper_qpos"),
         context_keys=("cube_pos",),
-        demonstrations=f"cube at {DEMONSTRATED[task_id]}, its sides parallel to the table's",
-        finetuning=f"cube at {FINETUNED[task_id]}, its sides parallel to the table's",
+        demonstrations=f"cube at {' or '.join(map(str, DEMONSTRATED[task_id]))}, its sides parallel to the table's",
+        finetuning=f"cube at {' or '.join(map(str, FINETUNED[task_id]))}, its sides parallel to the table's",
         success="the cube's centre is more than 4 cm above the table",
         demo_count=200,
         position_keys=("eef_pos", "cube_pos"),
@@ -163,9 +165,9 @@ class ArmEnv(gymnasium.Env[dict[str, Any], Any]):
     observation_space: gymnasium.spaces.Dict
     action_space: gymnasium.spaces.Box
 
-    def __init__(self, area: Area, seed: int) -> None:
+    def __init__(self, areas: tuple[Area, ...], seed: int) -> None:
         super().reset(seed=seed)  # makes self.np_random, all that episodes draw from
-        self._area = area
+        self._areas = areas
         self._simulator = _simulator(self.name)
         self._aside: State | None = None  # this environment's state while another has the simulator
         self._take()
@@ -292,7 +294,8 @@ class LiftEnv(ArmEnv):
 
     def _place_objects(self) -> None:
         cube = self._simulation.cube
-        position = [*self._area.draw(self.np_random), TABLE_HEIGHT + cube.size[2] + 0.001]
+        area = self._areas[int(self.np_random.integers(len(self._areas)))]
+        position = [*area.draw(self.np_random), TABLE_HEIGHT + cube.size[2] + 0.001]
         self._simulation.sim.data.set_joint_qpos(cube.joints[0], np.array([*position, 1.0, 0.0, 0.0, 0.0]))
 
     def _see_objects(self) -> dict[str, FloatArray]:

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.config import nearest, option
+from bench.config import option
 from bench.nets import ContextNoise, FlowPolicy
 from bench.pretraining import Trainer
-from bench.steering import SteeringConfig, steer_z, z_group
-from bench.types import Agent, Arrays, Demos, Dims, InputError, PolicyInputs, Progress
+from bench.steering import SteeringConfig, encode_z, steer_z, z_group
+from bench.types import Agent, Arrays, Demos, Dims, PolicyInputs, Progress
 
 paper = "CSP (TMRL, arXiv 2605.12236) with DSRL steering"
 GRID = 101  # points of ᾱ over σ in [0, 1]: the published T = 100 steps
@@ -51,7 +51,9 @@ class Pretraining(SteeringConfig):
     clean: float = option(
         0.5, "share of samples with σ = 0 when sigma_training is mixed", low=0.0, high=1.0, stage="pretrain"
     )
-    noised: tuple[str, ...] = option((), "context keys that are noised; empty: all", stage="pretrain")
+    noised: tuple[str, ...] = option(
+        (), "context keys that are noised; empty: all", stage="pretrain", context_keys=True
+    )
     raw: bool = option(False, "noise raw coordinates, as published, instead of normalised ones", stage="pretrain")
 
 
@@ -92,11 +94,7 @@ def alpha_bar(shape: str, end: float) -> tuple[float, ...]:
 
 
 def context_noise(config: Pretraining, dims: Dims) -> ContextNoise:
-    """The noise of the configuration. Raises InputError for a context key that the task lacks."""
-    for key in config.noised:
-        if key not in dims.context_keys:
-            known = ", ".join(dims.context_keys)
-            raise InputError(f"noised: no context key {key!r}{nearest(key, dims.context_keys)}; the task has {known}")
+    """The noise of the configuration; entries of the keys in `noised`, or all."""
     mask = [not config.noised or key in config.noised for key, n in dims.context_keys.items() for _ in range(n)]
     return ContextNoise(alpha_bar(config.noise, config.end), tuple(mask), config.raw)
 
@@ -138,7 +136,7 @@ def agent(config: Config, dims: Dims) -> Agent:
         sigma = np.full(len(action["z"]), scheduled_sigma(config, progress), np.float32)
         return steer_z(action["z"], dims, config), sigma, noise["eps"]
 
-    return Agent((z_group(config, dims),), inputs, before)
+    return Agent((z_group(config, dims),), inputs, before, lambda z: encode_z(z, config))
 
 
 def before(noise: Arrays, progress: Progress) -> PolicyInputs:

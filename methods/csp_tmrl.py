@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from bench.config import option
-from bench.steering import steer_z, z_group
-from bench.types import Agent, Arrays, Dims, Group, PolicyInputs, Progress
+from bench.steering import encode_z, steer_z, z_group
+from bench.types import Agent, Arrays, Dims, FloatArray, Group, PolicyInputs, Progress
 from methods import csp
 
 paper = "CSP + TMRL, arXiv 2605.12236"
@@ -46,4 +48,10 @@ def agent(config: Config, dims: Dims) -> Agent:
         eps = action["eps"] if config.learn_eps else noise["eps"]
         return steer_z(action["z"], dims, config), action["sigma"][:, 0], eps
 
-    return Agent(tuple(groups), inputs, csp.before)
+    def encode(z: FloatArray) -> FloatArray:
+        """Demonstrations are repeated without noise: σ = 0, and ε = 0 where it is learned."""
+        sigma, eps = np.full((len(z), 1), -1.0), np.zeros((len(z), dims.context if config.learn_eps else 0))
+        action: FloatArray = np.concatenate([encode_z(z, config), sigma, eps], axis=1).astype(np.float32)
+        return action
+
+    return Agent(tuple(groups), inputs, csp.before, encode)

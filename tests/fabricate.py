@@ -83,7 +83,7 @@ class Fabricated:
             if stage == "coverage":
                 write_table(entry.file("coverage.parquet"), self.coverage(cell), COVERAGE)
                 meta = {"selected_sigma": 0.25 if self.kinds[cell["method"]].takes_sigma else 0.0}
-            entry.finish(meta)
+            entry.finish({}, meta)
 
     def coverage(self, cell: dict[str, Any]) -> Any:
         """Coverage episodes; with σ, single tries get worse and repeated tries better up to σ = 0.5."""
@@ -160,7 +160,9 @@ class Fabricated:
         write_table(entry.file("episodes.parquet"), table(self.episodes(cell), EPISODES), EPISODES)
         write_table(entry.file("training.parquet"), table(self._training(cell), TRAINING), TRAINING)
         write_table(entry.file("sigma.parquet"), table(self._sigma(cell), SIGMA), SIGMA)
-        entry.finish({"pretrain_seconds": 12.5, "wall_seconds": 100.0, "peak_memory_mb": 800.0, "selected_sigma": 0.25})
+        entry.finish(
+            {}, {"pretrain_seconds": 12.5, "wall_seconds": 100.0, "peak_memory_mb": 800.0, "selected_sigma": 0.25}
+        )
 
     def fail(self, cell: dict[str, Any], count: int = 3) -> None:
         self.partial(cell, count)

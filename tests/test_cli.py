@@ -15,7 +15,7 @@ import pytest
 
 from bench import cli, doctor
 from bench import config as cfg
-from bench.plan import Settings, make_plan
+from bench.plan import Request, Settings, make_plan
 from bench.store import Store
 from bench.types import InputError
 
@@ -51,11 +51,15 @@ BAD = {
     "type": (["run", "--set", "pretrain.steps=many"], "whole number"),
     "range": (["run", "--set", "csp.clean=1.5"], "outside [0.0, 1.0]"),
     "not finite": (["run", "--set", "rl.discount=nan"], "outside"),
+    "infinite": (["run", "--set", "rl.decisions=inf"], "not a whole number"),
+    "overflow": (["run", "--set", "rl.decisions=1e400"], "not a whole number"),
+    "empty": (["run", "--methods", ""], "--methods is empty"),
     "choice": (["run", "--set", "csp.noise=cosin"], "cosine"),
     "chunk": (["run", "--tasks", "toy", "--set", "policy.execute=9"], "policy.chunk"),
     "seeds": (["run", "--seeds", "two"], "--seeds"),
     "jobs": (["run", "--tasks", "toy", "--jobs", "0"], "--jobs"),
     "no file": (["run", "--config", "nowhere.toml"], "nowhere.toml"),
+    "a folder": (["run", "--config", "/"], "cannot read"),
     "no results": (["report", "--results", "nowhere"], "nowhere"),
 }
 
@@ -80,6 +84,18 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ("[run]\nmethod = 'bc'\n", "run.method"),
         ("[csp]\nschedul = 'cosine'\n", "schedule"),
         ("[tasks.'toy/reech']\nrl.decisions = 5\n", "toy/reach"),
+        ("run = 5\n", "run = 5 is not a table"),
+        ("tasks = 3\n", "tasks = 3 is not a table"),
+        ("[tasks]\n'toy/reach' = 5\n", "'toy/reach' = 5 is not a table"),
+        ("rl = 5\n", "unknown key 'rl'"),
+        ("[[rl]]\ndecisions = 5\n", "unknown key 'rl'"),
+        ("[run]\nmethods = 5\n", "unknown method '5'"),
+        ("[run]\nmethods = []\n", "--methods is empty"),
+        ("[run]\nprofile = 5\n", "unknown profile '5'"),
+        ("[run]\nprofile = { a = 1 }\n", "unknown profile"),
+        ("[run]\nseeds = true\n", "--seeds"),
+        ("[rl]\ndecisions = inf\n", "not a whole number"),
+        ("[rl]\nactor = [inf]\n", "not a whole number"),
     ],
 )
 def test_bad_configuration_files(text: str, expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -92,14 +108,33 @@ def test_bad_configuration_files(text: str, expected: str, capsys: pytest.Captur
 def test_configuration_file_command_line_and_tasks(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text(
         "[run]\nmethods = ['csp']\ntasks = ['toy']\nseeds = [3, 5]\nprofile = 'smoke'\n"
-        "[csp]\nschedule = 'cosine'\n[rl]\ndecisions = 80\n['tasks']\n'toy/reach'.rl.decisions = 40\n"
+        "[csp]\nschedule = 'cosine'\n[rl]\ndecisions = 80\n['tasks']\n'toy/reach'.rl.decisions = 50\n"
     )
     args = cli.parser().parse_args(["run", "--config", str(tmp_path / "x.toml"), "--set", "rl.batch=16"])
     plan = make_plan(cli.request_of(args))
     assert {c.seed for c in plan.cells} == {3, 5} and {c.method for c in plan.cells} == {"csp"}
     decisions = {c.task: c.settings.rl.decisions for c in plan.cells}
-    assert decisions == {"toy/reach": 40, "toy/reach-unseen": 80}
+    assert decisions == {"toy/reach": 50, "toy/reach-unseen": 80}
     assert all(c.config.schedule == "cosine" and c.settings.rl.batch == 16 for c in plan.cells)
+
+
+def test_the_command_line_wins_over_every_part_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(
+        "[run]\nmethods = ['csp']\ntasks = ['toy/reach']\nseeds = [3]\nprofile = 'smoke'\n[csp]\nschedule = 'cosine'\n"
+        "[rl]\ndecisions = 80\n[tasks.'toy/reach']\nrl.decisions = 50\nrl.batch = 8\ncsp.clean = 0.25\n"
+    )
+
+    def request(*words: str) -> Request:
+        return cli.request_of(cli.parser().parse_args(["run", "--config", str(tmp_path / "x.toml"), *words]))
+
+    plain = request()
+    assert (plain.methods, plain.seeds, plain.profile) == (("csp",), (3,), "smoke")
+    given = request("--methods", "all", "--profile", "quick", "--seeds", "1", "--tasks", "toy")
+    assert len(given.methods) > 1 and given.profile == "quick" and given.seeds == (0,) and len(given.tasks) == 2
+    cell = make_plan(request("--set", "rl.decisions=60", "--set", "csp.clean=0.5")).cells[0]
+    assert (cell.settings.rl.decisions, cell.settings.rl.batch) == (60, 8)
+    assert (cell.config.clean, cell.config.schedule) == (0.5, "cosine")
+    assert cli.request_of(cli.parser().parse_args(["run"])).profile == "quick"
 
 
 def test_settings_survive_json() -> None:
@@ -124,9 +159,24 @@ def test_stages_are_shared_and_keys_depend_on_what_goes_in() -> None:
 
 def test_second_run_skips_everything(finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (finished / "stages").rglob("*") if p.is_file()}
-    again = bench("run", *TINY, "--results", str(finished))
+    record = next(finished.glob("runs/*/run.json"))
+    content, written = record.read_bytes(), record.stat().st_mtime_ns
+    again = bench("run", *TINY, "--results", str(finished), "--jobs", "1")
     assert again.returncode == 0 and " 0 of " in again.stdout
+    assert record.read_bytes() == content and record.stat().st_mtime_ns > written
     assert before == {p: p.stat().st_mtime_ns for p in (finished / "stages").rglob("*") if p.is_file()}
+
+
+def test_a_run_that_goes_on_keeps_its_birthday(tmp_path: Path) -> None:
+    words = ["run", *TINY, "--results", str(tmp_path)]
+    plan, store = make_plan(cli.request_of(cli.parser().parse_args(words))), Store(tmp_path)
+    path = plan.write(store, 3) / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"created": 5.0, "command": ["old"]}))
+    plan.write(store, 0)
+    assert json.loads(path.read_text())["command"] == ["old"]
+    plan.write(store, 1)
+    record = json.loads(path.read_text())
+    assert record["created"] == 5.0 and record["updated"] > 5.0 and record["command"] != ["old"]
 
 
 def test_report_show_and_list(finished: Path) -> None:
@@ -165,7 +215,7 @@ def test_demonstrations_of_another_simulator_are_refused(finished: Path, tmp_pat
     shutil.copytree(finished, results)
     meta = next(results.glob("stages/demos/*/meta.json"))
     record = json.loads(meta.read_text())
-    record["versions"]["numpy"] = "1.0"
+    record["simulators"]["numpy"] = "1.0"
     meta.write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"made with numpy 1\.0"):
         demos.load(Store(results).entry("demos", meta.parent.name), registry.task("toy/reach"))
@@ -190,15 +240,20 @@ def test_full_disk_is_said_and_nothing_half_written(tmp_path: Path, monkeypatch:
 
 
 def test_a_failing_cell_does_not_stop_the_grid(tmp_path: Path) -> None:
-    """An agent that is not possible: more demonstrations in the batch than the method can give."""
-    words = [*TINY, "--results", str(tmp_path), "--config", str(tmp_path / "x.toml"), "--tasks", "toy"]
-    (tmp_path / "x.toml").write_text("[tasks.'toy/reach-unseen']\nrl.demo_fraction = 0.5\n")
-    done = bench("run", *words)
+    """Two cells find a checkpoint that is none."""
+    words = ["run", *TINY, "--results", str(tmp_path), "--tasks", "toy"]
+    plan = make_plan(cli.request_of(cli.parser().parse_args(words)))
+    for cell in plan.cells:
+        if cell.task == "toy/reach-unseen":
+            folder = Store(tmp_path).entry("finetune", cell.units[-1].key).checkpoint
+            folder.mkdir(parents=True)
+            (folder / "cell.safetensors").write_bytes(b"cut short")
+    done = bench(*words)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
-    assert len(lines) == 2 and all("demo_fraction" in line for line in lines)
+    assert len(lines) == 2 and all("damaged checkpoint" in line for line in lines)
     page = next(tmp_path.rglob("index.html")).read_text()
-    assert "demo_fraction" in page
+    assert "damaged checkpoint" in page
     shown = bench("show", "--results", str(tmp_path)).stdout
     assert shown.count("done, success") == 2 and shown.count("finetune failed") == 2
 
@@ -231,7 +286,8 @@ def test_interrupt_saves_and_goes_on(tmp_path: Path) -> None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err.count("\n") == 1 and "goes on from here" in err
+    assert process.returncode == 130 and err.count("\n") == 2, err
+    assert err.startswith("stopping: saving the state; Ctrl-C again ends at once\n") and "goes on from here" in err
     checkpoints = list(tmp_path.glob("stages/finetune/*/checkpoint/cell.safetensors"))
     assert len(checkpoints) == 1
     assert bench("run", *words).returncode == 0

@@ -34,7 +34,8 @@ def used() -> LiftEnv:
 
 @pytest.fixture(scope="module")
 def other() -> LiftEnv:
-    """A second environment, to restore states into."""
+    """An environment with a simulator of its own, to restore states into."""
+    robosuite_tasks._simulator.cache_clear()
     return LiftEnv(DEMONSTRATED[LIFT.id], seed=12)
 
 
@@ -118,9 +119,12 @@ def test_demonstrator_succeeds_in_95_of_100_episodes(used: LiftEnv) -> None:
             assert space.contains(observations[key][0]) and observations[key].dtype == np.float32
 
 
-def inside(area: Area, point: npt.NDArray[np.float32]) -> bool:
-    """Whether a cube position (3,) lies over the area."""
-    return all(low - 1e-6 <= x <= high + 1e-6 for x, (low, high) in zip(point[:2], (area.x, area.y), strict=True))
+def inside(areas: tuple[Area, ...], point: npt.NDArray[np.float32]) -> bool:
+    """Whether a cube position (3,) lies over one of the areas."""
+    return any(
+        all(low - 1e-6 <= x <= high + 1e-6 for x, (low, high) in zip(point[:2], (area.x, area.y), strict=True))
+        for area in areas
+    )
 
 
 def test_finetuning_asks_for_places_that_were_not_demonstrated() -> None:
@@ -133,6 +137,9 @@ def test_finetuning_asks_for_places_that_were_not_demonstrated() -> None:
     asked = [env.reset()[0]["cube_pos"] for _ in range(50)]
     assert all(inside(finetuned, start) and not inside(demonstrated, start) for start in asked)
     assert np.ptp(asked, axis=0)[:2].min() > 0.05
+    assert {bool(place[1] > 0) for place in asked} == {True, False}
+    moves = demos.actions[:, 1]  # to both sides: no direction that fine-tuning needs is missing
+    assert min((moves > 0.3).sum(), (moves < -0.3).sum()) > 10
 
 
 @pytest.mark.parametrize("backend", [None, "disabled"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from bench import registry
-from bench.types import BenchEnv
+from bench.types import BenchEnv, Stopped
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,11 @@ class Reporter:
 
     progress: Callable[[float, str, float | None], None] = lambda share, text, success: None
     stop: Callable[[], bool] = lambda: False
+
+    def check(self) -> None:
+        """Raises Stopped if the run should stop."""
+        if self.stop():
+            raise Stopped
 
 
 @cache

@@ -29,7 +29,7 @@ def run(store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
     states = starts.load(store.entry("starts", spec["inputs"]["starts"]))
     config = cfg.from_dict(CoverageConfig, spec["coverage"], "coverage")
     envs = environments(task.id, "evaluate", spec["envs"])
-    agent = Agent((), lambda action, noise, progress: frozen(noise, progress), frozen)
+    agent = Agent((), lambda action, noise, progress: frozen(noise, progress), frozen, lambda z: z)
     sigmas = config.sigmas if policy.takes_sigma else (0.0,)
     counts = {"selection": config.selection_states, "report": config.states}
     rows = []
@@ -37,7 +37,7 @@ def run(store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
         reporter.progress(number / (2 * len(sigmas)), f"{half} states, σ = {sigma:g}", None)
         episodes = rollouts(
             envs, task, policy, agent, None, Progress(0.0, 0.0, sigma), states[half][: counts[half]], config.attempts,
-            spec["execute"], seeding.child(spec["seed"], "coverage", task.id, half),
+            spec["execute"], seeding.child(spec["seed"], "coverage", task.id, half), reporter.check,
         )  # fmt: skip
         spreads = spread(episodes)
         for episode in episodes:
@@ -47,9 +47,5 @@ def run(store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
     frame = table(rows, COVERAGE)
     write_table(entry.file("coverage.parquet"), frame, COVERAGE)
     chosen = frame[frame.half == "selection"].groupby("sigma").success.mean()
-    entry.finish(
-        {
-            "selected_sigma": float(chosen.index.to_numpy()[chosen.to_numpy().argmax()]),
-            "selection_success": float(chosen.max()),
-        }
-    )
+    meta = {"selected_sigma": float(chosen.index.to_numpy()[chosen.to_numpy().argmax()])}
+    entry.finish(spec, meta | {"selection_success": float(chosen.max())})

@@ -7,9 +7,9 @@ import time
 import numpy as np
 
 from bench import registry, seeding
-from bench.plan import Unit
+from bench.plan import Unit, simulators
 from bench.stages.common import Reporter
-from bench.store import Entry, Store, read_arrays, versions, write_arrays
+from bench.store import Entry, Store, read_arrays, write_arrays
 from bench.types import Demos, InputError, State, Task
 
 FILE = "demos.safetensors"
@@ -20,23 +20,27 @@ def run(store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
     task = registry.task(unit.spec["task"])
     begun = time.monotonic()
     rng = seeding.rng(unit.spec["config"]["seed"], "demos", task.id)
-    demos = registry.suite_of(task).demos(
-        task, unit.spec["count"], rng, lambda share: reporter.progress(share, "demonstrations", None)
-    )
+
+    def progress(share: float) -> None:
+        reporter.progress(share, "demonstrations", None)
+        reporter.check()
+
+    demos = registry.suite_of(task).demos(task, unit.spec["count"], rng, progress)
     arrays: State = {f"observation/{k}": v for k, v in demos.observations.items()}
     arrays |= {"actions": demos.actions, "ends": demos.ends, "success": demos.success}
     write_arrays(entry.file(FILE), arrays)
-    entry.finish({
+    entry.finish(unit.spec, {
         "task": task.id, "transitions": len(demos.actions), "episodes": len(demos.ends),
-        "success_rate": float(demos.success.mean()), "seconds": time.monotonic() - begun,
+        "success_rate": float(demos.success.mean()), "simulators": simulators(task),
+        "seconds": time.monotonic() - begun,
     })  # fmt: skip
 
 
 def load(entry: Entry, task: Task) -> Demos:
     """The demonstrations. Raises InputError if the file is altered, incomplete or of another simulator version."""
     entry.verify()
-    made, now = entry.meta()["versions"], versions()
-    for name in registry.suite_of(task).requires:
+    made, now = entry.meta()["simulators"], simulators(task)
+    for name in {*made, *now}:
         if made.get(name) != now.get(name):
             raise InputError(
                 f"{entry.folder}: made with {name} {made.get(name)}, this is {now.get(name)}; remove it and run again"

@@ -19,13 +19,14 @@ import torch
 
 from bench import config as cfg
 from bench import registry, rl, seeding
-from bench.evaluate import Act, Cost, EvaluationConfig, rollouts
+from bench.evaluate import Act, EvaluationConfig, rollouts
 from bench.plan import Unit
-from bench.stages import pretrain, starts
+from bench.pretraining import chunk_table, load_checkpoint
+from bench.stages import demos, pretrain, starts
 from bench.stages.common import Reporter, environments
 from bench.steering import Decision, SteeredEnvs
 from bench.store import EPISODES, SIGMA, TRAINING, Entry, Store, table, write_json, write_table
-from bench.types import Agent, FloatArray, Progress, State, Stopped, Task
+from bench.types import Agent, Demos, FloatArray, Progress, State, Stopped, Task
 
 RECENT = 100  # training episodes that make the running success rate
 PROGRESS_BINS = 20  # of the σ table, over the decisions
@@ -55,7 +56,7 @@ class Cell:
         spec = unit.spec
         self.entry, self.spec, self.reporter = entry, spec, reporter
         self.task: Task = registry.task(spec["task"])
-        self.seed: int = seeding.child(spec["seed"], "finetune", self.task.id)
+        self.seed: int = seeding.child(spec["seed"], "agent", self.task.id)
         source = store.entry("pretrain", spec["inputs"]["pretrain"])
         self.policy, self.pretraining = pretrain.load(source), source.meta()
         self.coverage = store.entry("coverage", spec["inputs"]["coverage"]).meta()
@@ -71,6 +72,9 @@ class Cell:
         )  # fmt: skip
         features = self.steered.features().shape[1]
         self.engine = rl.Engine(features, self.agent.groups, self.config, seeding.child(self.seed, "engine"))
+        if self.config.demo_fraction > 0:
+            demos_key = self.pretraining["spec"]["inputs"]["demos"]
+            self.add_demonstrations(demos.load(store.entry("demos", demos_key), self.task))
         self.counters = Counters()
         self.recent: deque[bool] = deque(maxlen=RECENT)
         self.losses: dict[str, float] = {}
@@ -79,6 +83,26 @@ class Cell:
         self.points: list[dict[str, Any]] = []
         self.sigma = np.zeros((2, PROGRESS_BINS, -(-self.task.horizon // spec["execute"])))  # sum and count
         self.interval: list[float] = []  # σ since the last row of the training table
+
+    def add_demonstrations(self, data: Demos) -> None:
+        """Demonstrations as decisions, with the RL action that comes nearest to repeating them.
+
+        A successful episode ends with reward 1; of others the last decision, whose outcome was not seen, is left out.
+        """
+        step, starts = self.spec["execute"], np.concatenate([[0], data.ends[:-1]])
+        rows = np.concatenate([np.arange(a, b, step) for a, b in zip(starts, data.ends, strict=True)])
+        episode = np.searchsorted(data.ends, rows, side="right")
+        last = rows + step >= data.ends[episode]
+        kept = ~last | data.success[episode]
+        rows, last = rows[kept], last[kept]
+        after = np.where(last, rows, rows + step)
+        s, c = data.vector(self.task.state_keys), data.vector(self.task.context_keys)
+        chunk_rows, _ = chunk_table(data.ends, self.policy.dims.chunk)
+        z = self.policy.invert(s[rows], c[rows], data.actions[chunk_rows[rows].numpy()])
+        self.engine.add_demonstrations(
+            self.policy.features(s[rows], c[rows]), self.policy.features(s[after], c[after]), self.agent.encode(z),
+            last.astype(np.float32), last,
+        )  # fmt: skip
 
     @property
     def progress(self) -> Progress:
@@ -90,7 +114,7 @@ class Cell:
         """To the end of the budget. Raises Stopped, with everything saved, when asked to stop."""
         saved = time.monotonic()
         while True:
-            if self.counters.point <= self.points_due():
+            while self.counters.point <= self.points_due():
                 self.evaluate()
                 self.save()
                 saved = time.monotonic()
@@ -111,7 +135,8 @@ class Cell:
 
     def points_due(self) -> int:
         """How many evaluation points the decisions so far call for, besides point 0."""
-        return self.counters.decisions * self.evaluation.points // self.config.decisions
+        share = min(1.0, self.counters.decisions / self.config.decisions)
+        return int(share * self.evaluation.points + 1e-9)
 
     def one_round(self) -> None:
         """One decision everywhere, and the gradient steps it pays for."""
@@ -175,7 +200,7 @@ class Cell:
             episodes = rollouts(
                 environments(self.task.id, "evaluate", self.evaluation.envs), self.task, self.policy, self.agent, act,
                 self.progress, self.starts[half][:quota], self.evaluation.attempts, self.spec["execute"],
-                seeding.child(self.seed, "evaluate", half), Cost(),
+                seeding.child(self.seed, "evaluate", half), self.reporter.check,
             )  # fmt: skip
             for e in episodes:
                 self.episodes.append(axes | self.fixed() | {
@@ -225,7 +250,7 @@ class Cell:
         path: Path = self.entry.checkpoint / "cell.safetensors"
         if not path.exists():
             return
-        tensors = rl.load_tensors(path)
+        tensors = load_checkpoint(path)
         record = json.loads(tensors.pop("record").numpy().tobytes())
         self.sigma = tensors.pop("sigma").numpy()
         self.counters = Counters(**record["counters"])
@@ -241,7 +266,7 @@ class Cell:
         write_table(self.entry.file("training.parquet"), table(self.training, TRAINING), TRAINING)
         write_table(self.entry.file("sigma.parquet"), table(self.sigma_rows(), SIGMA), SIGMA)
         self.engine.save_agent(self.entry.file("agent.safetensors"))
-        self.entry.finish({
+        self.entry.finish(self.spec, {
             "pretrain_seconds": self.pretraining["seconds"], "wall_seconds": self.counters.wall_seconds,
             "selected_sigma": self.coverage["selected_sigma"], "peak_memory_mb": peak_memory_mb(),
         })  # fmt: skip
@@ -259,7 +284,7 @@ class Cell:
 
 
 def peak_memory_mb() -> float:
-    """The largest resident size of this process so far, in MiB."""
+    """The largest resident size of this worker process so far, whatever it ran, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

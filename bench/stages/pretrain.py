@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import time
 
 from bench import config as cfg
 from bench import nets, registry, seeding
@@ -11,8 +10,7 @@ from bench.plan import Unit
 from bench.pretraining import PretrainConfig, Trainer
 from bench.stages import demos
 from bench.stages.common import Reporter
-from bench.store import Entry, Store, read_json, write_json
-from bench.types import Stopped
+from bench.store import Entry, Store
 
 
 def run(store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
@@ -21,22 +19,15 @@ def run(store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
     task = registry.task(spec["task"])
     data = demos.load(store.entry("demos", spec["inputs"]["demos"]), task)
     module = importlib.import_module(spec["function"])
-    clock = entry.checkpoint / "clock.json"
-    spent = read_json(clock)["seconds"] if clock.exists() else 0.0
-    begun = time.monotonic()
     trainer = Trainer(
         task, data, cfg.from_dict(nets.PolicyConfig, spec["policy"], "policy"),
-        cfg.from_dict(PretrainConfig, spec["pretrain"], "pretrain"), seeding.child(spec["seed"], "pretrain", task.id),
+        cfg.from_dict(PretrainConfig, spec["pretrain"], "pretrain"), seeding.child(spec["seed"], "policy", task.id),
         entry.checkpoint, lambda share, text: reporter.progress(share, text, None), reporter.stop,
     )  # fmt: skip
-    try:
-        policy = module.pretrain(data, cfg.from_dict(module.Config, spec["config"], spec["function"]), trainer)
-    except Stopped:
-        write_json(clock, {"seconds": spent + time.monotonic() - begun})
-        raise
+    policy = module.pretrain(data, cfg.from_dict(module.Config, spec["config"], spec["function"]), trainer)
     policy.save(entry.folder)
-    entry.finish({
-        "steps": trainer.gradient_steps, "seconds": spent + time.monotonic() - begun,
+    entry.finish(unit.spec, {
+        "steps": trainer.gradient_steps, "seconds": trainer.seconds,
         "parameters": sum(p.numel() for p in policy.parameters()),
     })  # fmt: skip
 
