@@ -209,8 +209,9 @@ def _bars(axes: Axes, row: int, result: Result, style: Style) -> None:
 
 def coverage_by_sigma(curves: Curves, task: str, style: Style) -> Figure | None:
     """Success@1 and Success@K against σ for the policies that take σ; methods sharing a policy share a line."""
-    policies = sigma_table(curves)
-    policies = policies[policies["task"] == task]
+    policies = coverage_table(curves)
+    levels = policies.groupby(["task", "methods"])["sigma"].transform("nunique")
+    policies = policies[(policies["task"] == task) & (levels > 1)]
     if policies.empty:
         return None
     figure, panels = _figure(style, 3.1, columns=2)
@@ -234,20 +235,24 @@ def coverage_by_sigma(curves: Curves, task: str, style: Style) -> Figure | None:
     return figure
 
 
-def sigma_table(curves: Curves) -> pd.DataFrame:
-    """Success@1 and Success@K on report states per policy that takes σ, and per σ, with intervals."""
+def coverage_table(curves: Curves) -> pd.DataFrame:
+    """Success@1 and Success@K on report states, with intervals, and action spread, per policy and σ.
+
+    The spread is the deviation of the first chunk over tries from one start state, averaged over states and entries.
+    """
     rows = []
     frame = curves.coverage[curves.coverage["half"] == "report"]
     for (task, methods), cover in _by_policy(curves, frame):
-        if cover["sigma"].nunique() < 2:
+        if cover.empty:
             continue
         attempts = int(cover.groupby(["seed", "sigma", "start"]).size().min())
         for k in sorted({1, min(summary.K, attempts)}):
             for sigma, at in cover.groupby("sigma"):
                 e = summary.by_seed(at, k, task)
                 names = {"task": task, "methods": methods, "k": k, "sigma": float(str(sigma))}
-                rows.append({**names, "success": e.value, "low": e.low, "high": e.high})
-    return pd.DataFrame(rows, columns=["task", "methods", "k", "sigma", "success", "low", "high"])
+                spread = float(at["spread"].mean())
+                rows.append({**names, "success": e.value, "low": e.low, "high": e.high, "spread": spread})
+    return pd.DataFrame(rows, columns=["task", "methods", "k", "sigma", "success", "low", "high", "spread"])
 
 
 def _by_policy(curves: Curves, frame: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:

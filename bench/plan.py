@@ -152,6 +152,13 @@ class Plan:
         """Equal requests are one run."""
         return f"{self.request.profile}-{cfg.digest(sorted(u.key for u in self.units.values()))[:8]}"
 
+    def simulators(self) -> dict[str, str]:
+        """Versions of what the suites of the cells require."""
+        found: dict[str, str] = {}
+        for name in dict.fromkeys(cell.task for cell in self.cells):
+            found |= simulators(registry.task(name))
+        return found
+
     def write(self, store: Store, left: int = 1) -> Path:
         """Write run.json; returns the run's folder. With no stage left, who made the run stays as it was recorded."""
         folder = store.root / "runs" / self.run_id
@@ -164,7 +171,7 @@ class Plan:
         record = {
             "run": self.run_id, "created": earlier.get("created", now), "updated": now,
             "profile": self.request.profile, "command": ["python", "-m", "bench", *sys.argv[1:]], "commit": commit(),
-            "versions": versions(), "experiment": dataclasses.asdict(self.request),
+            "versions": versions() | self.simulators(), "experiment": dataclasses.asdict(self.request),
             "cells": [c.record() for c in self.cells],
         }  # fmt: skip
         write_json(path, record)

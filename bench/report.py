@@ -53,7 +53,7 @@ def show(store: Store, run_folder: Path) -> None:
         table = _main_table(task)
         grid = RichTable(title=task.task, caption=verdict(task), title_justify="left", caption_justify="left")
         for name in table.header:
-            grid.add_column(name)
+            grid.add_column(name, overflow="fold")
         for row in table.rows:
             grid.add_row(*row)
         console.print(grid)
@@ -118,7 +118,7 @@ def _tables(curves: Curves, tasks: list[TaskResult], folder: Path) -> None:
     frames = {
         "summary": pd.DataFrame([_numbers(r, task) for task in tasks for r in task.results]),
         "curves": pd.DataFrame(lines, columns=["task", "method", "control_steps", "success", "low", "high"]),
-        "coverage_by_sigma": figures.sigma_table(curves),
+        "coverage": figures.coverage_table(curves),
         "cells": curves.cells.drop(columns=["traceback", "coverage_key"]),
     }
     for name, frame in frames.items():
@@ -184,6 +184,17 @@ def _main_row(r: Result) -> tuple[str, ...]:
     none = math.isnan(r.pretrain_steps)
     cost = DASH if none else f"{number(r.pretrain_steps)} steps, {r.pretrain_seconds:.0f}\u00a0s"
     return r.method, f"{len(r.seeds)}/{r.planned}", *before, spread(r.final), spread(r.gain), spread(r.area), half, cost
+
+
+def _coverage_table(curves: Curves, task: str) -> Table:
+    frame = figures.coverage_table(curves)
+    frame = frame[frame["task"] == task]
+    ks = sorted(set(frame["k"]))
+    rows = []
+    for (methods, sigma), at in frame.groupby(["methods", "sigma"]):
+        success = {r["k"]: spread(Estimate(r["success"], r["low"], r["high"])) for r in at.to_dict("records")}
+        rows.append((str(methods), f"{sigma:.2f}", *(success.get(k, DASH) for k in ks), f"{at['spread'].mean():.3f}"))
+    return Table(("Policy of", "σ", *(f"Success@{k}" for k in ks), "Action spread"), tuple(rows))
 
 
 def _cost_table(task: TaskResult) -> Table:
@@ -289,6 +300,7 @@ def _blocks(curves: Curves, tasks: list[TaskResult], images: dict[str, dict[str,
         shown = images[task.task]
         blocks += [Heading(task.task), _main_table(task)]
         blocks += [shown[kind] for kind in ("success", "coverage", "coverage_sigma", "sigma") if kind in shown]
+        blocks += [Heading("Coverage before reinforcement, by noise level", 3), _coverage_table(curves, task.task)]
         if task.ranked:
             blocks += [Heading("What it cost, median over seeds, at the last point", 3), _cost_table(task)]
     return [*blocks, *_cells(curves.cells), *_origin(run)]
@@ -322,5 +334,8 @@ def _origin(run: dict[str, Any]) -> list[Block]:
         Heading("Where these numbers come from"),
         Code(shlex.join(map(str, run.get("command", [])))),
         Text(f"Commit {run.get('commit') or 'unknown'}. Versions: {versions}."),
-        Code(json.dumps(run.get("experiment", {}), indent=1, sort_keys=True), "Resolved configuration"),
+        Code(
+            json.dumps(run.get("experiment", {}), indent=1, sort_keys=True),
+            "What was asked for (run.json has the resolved configuration of every cell)",
+        ),
     ]

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import filelock
+
 from bench import config, summary
 from bench import store as schema
 from bench.stages.curves import cell_status, stages
@@ -37,6 +39,7 @@ VALUE_LIMIT = 6000  # MLflow cuts longer parameter values silently
 BATCH = 100  # parameters per request, MLflow's limit
 PERIOD = 5.0  # seconds between two looks at the files while a run goes on
 LAST_SECONDS = 30.0  # how long the end of a run waits for the last look
+LOCK_SECONDS = 20.0  # how long to wait for another process that mirrors the same run
 
 Point = tuple[str, float, int, int]  # metric, value, time in ms, step
 
@@ -90,6 +93,15 @@ class Mirror:
         self._complete: set[str] = set()  # seed runs with everything logged, artifacts too
 
     def sync(self) -> int:
+        """Send what MLflow lacks; the number of new metric values. Two processes take turns."""
+        with filelock.FileLock(self.folder / ".mlflow.lock", timeout=LOCK_SECONDS):
+            last = self.folder / ".mlflow.by"  # the process that synced last: what another sent must be asked anew
+            if not last.exists() or last.read_text() != str(os.getpid()):
+                self._runs, self._status, self._steps, self._complete = {}, {}, {}, set()
+                last.write_text(str(os.getpid()))
+            return self._sync()
+
+    def _sync(self) -> int:
         self.run = read_json(self.folder / "run.json")
         cells: list[dict[str, Any]] = self.run.get("cells", [])
         return sum(self._task(task, [c for c in cells if c["task"] == task]) for task in _unique(cells, "task"))

@@ -4,7 +4,7 @@ A suite is a module in `envs/`, a method a module in `methods/`; the module itse
 Protocol. The loop that calls them, in short::
 
     demos = suite.demos(task, n, rng)                           # once per task
-    policy = method.pretrain(demos, config, trainer)            # once per seed; None for methods without pretraining
+    policy = method.pretrain(demos, config, trainer)            # once per seed
     agent = method.agent(config, dims)                          # what reinforcement may move
     env = suite.make(task, seed)                                # observation dict → agent → chunk → E control steps
 """
@@ -187,12 +187,15 @@ class Agent:
 
 
 class Method(Protocol):
-    """A module in `methods/`; the file name is the method's id."""
+    """A module in `methods/`; the file name is the method's id.
+
+    `Config` may carry a class variable `profiles`: {profile: {field: value}} of defaults that differ in a profile.
+    """
 
     paper: str  # title, arXiv number, equation
     Config: type[Any]  # frozen dataclass of `bench.config.option` fields: defaults, units, search space
 
-    def pretrain(self, demos: Any, config: Any, trainer: Any) -> Policy | None:
+    def pretrain(self, demos: Any, config: Any, trainer: Any) -> Policy:
         """Train the base policy on the demonstrations; see `bench.pretraining.Trainer` for the loop it is given."""
 
     def agent(self, config: Any, dims: Dims) -> Agent: ...
