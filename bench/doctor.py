@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from ctypes.util import find_library
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from bench import registry
+from bench.store import versions
 
 # (package, versions that work, why) — measured; see docs/platform.md
 RULES = (
@@ -38,17 +36,6 @@ class Finding:
     ok: bool
     what: str
     fix: str = ""
-
-
-def installed(names: list[str]) -> dict[str, str]:
-    """Distribution → version, for those that are here."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def check_versions(found: Mapping[str, str]) -> list[Finding]:
@@ -88,7 +75,7 @@ def check_suites() -> list[Finding]:
     """What each suite needs, and whether its simulator steps."""
     findings = []
     for name, suite in registry.suites().items():
-        missing = [need for need in suite.requires if need not in installed([need])]
+        missing = [need for need in suite.requires if need not in versions([need])]
         if missing:
             fix = "; ".join(install_command(need) for need in missing)
             findings.append(Finding(False, f"suite {name}: lacks {', '.join(missing)}", fix))
@@ -104,17 +91,10 @@ def check_suites() -> list[Finding]:
     return findings
 
 
-def check_rendering() -> list[Finding]:
-    """Whether pictures of simulators can be made; nothing else needs it."""
-    if os.environ.get("DISPLAY") or find_library("EGL") or find_library("OSMesa"):
-        return [Finding(True, "rendering: a library is there")]
-    return [Finding(True, "rendering: none; only videos need it (Debian: apt-get install libosmesa6)")]
-
-
 def examine() -> list[Finding]:
     """All findings."""
     names = [name for name, _, _ in RULES] + ["dm_control"]
-    findings = check_versions(installed(names))
+    findings = check_versions(versions(names))
     if all(f.ok for f in findings):
         findings += check_suites()
-    return findings + check_rendering()
+    return findings

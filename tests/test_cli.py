@@ -58,6 +58,10 @@ BAD = {
     "chunk": (["run", "--tasks", "toy", "--set", "policy.execute=9"], "policy.chunk"),
     "seeds": (["run", "--seeds", "two"], "--seeds"),
     "jobs": (["run", "--tasks", "toy", "--jobs", "0"], "--jobs"),
+    "context key": (["run", "--methods", "csp", "--tasks", "toy", "--set", "csp.noised=gaol"], "goal"),
+    "heads": (["run", "--set", "policy.architecture=transformer", "--set", "policy.heads=3"], "policy.heads"),
+    "nothing to learn": (["run", "--set", "rl.decisions=100"], "rl.random_decisions"),
+    "no sigma": (["run", "--set", "coverage.sigmas="], "coverage.sigmas"),
     "no file": (["run", "--config", "nowhere.toml"], "nowhere.toml"),
     "a folder": (["run", "--config", "/"], "cannot read"),
     "no results": (["report", "--results", "nowhere"], "nowhere"),
@@ -155,6 +159,23 @@ def test_stages_are_shared_and_keys_depend_on_what_goes_in() -> None:
     assert moved == {("csp_tmrl", "finetune")}
     moved = {stage for (m, stage), key in keys("--set", "pretrain.steps=7").items() if plain[m, stage] != key}
     assert moved == {"pretrain", "coverage", "finetune"}
+
+
+def test_paper_profile_has_the_published_settings() -> None:
+    words = ["run", "--profile", "paper", "--methods", "csp,posterior_bc", "--tasks", "navigation/pointmaze-giant"]
+    cells = make_plan(cli.request_of(cli.parser().parse_args(words))).cells
+    settings = cells[0].settings
+    policy, rl = settings.policy, settings.rl
+    assert (policy.chunk, policy.execute, policy.architecture, policy.blocks) == (32, 5, "transformer", 4)
+    assert not policy.normalise and policy.fourier == 0 and policy.euler_steps == 10
+    assert (settings.pretrain.steps, settings.pretrain.batch, settings.pretrain.learning_rate) == (200_000, 256, 3e-4)
+    assert rl.actor == (256,) * 4 and rl.critic == (256,) * 3 and rl.critics == 5 and rl.activation == "mish"
+    assert (rl.discount, rl.polyak, rl.learning_rate, rl.batch) == (0.995, 0.005, 3e-4, 256)
+    assert (rl.envs, rl.random_decisions, rl.updates_per_decision) == (4, 2000, 0.25) and not rl.entropy_in_target
+    noised = next(c.config for c in cells if c.method == "csp")
+    assert (noised.noise, noised.end, noised.sigma_training, noised.raw) == ("linear_beta", 0.364, "uniform", True)
+    spread = next(c.config for c in cells if c.method == "posterior_bc")
+    assert (spread.members, spread.width, spread.alpha) == (10, 512, 1.0)
 
 
 def test_second_run_skips_everything(finished: Path) -> None:
