@@ -24,7 +24,7 @@ from bench.evaluate import CoverageConfig, EvaluationConfig
 from bench.nets import PolicyConfig
 from bench.pretraining import PretrainConfig
 from bench.rl import RLConfig
-from bench.store import LIBRARIES, Store, commit, read_json, versions, write_json
+from bench.store import LIBRARIES, Store, commit, read_json, versions, with_python, write_json
 from bench.types import InputError, Task
 
 STAGES = ("demos", "starts", "pretrain", "coverage", "finetune")
@@ -171,7 +171,7 @@ class Plan:
         record = {
             "run": self.run_id, "created": earlier.get("created", now), "updated": now,
             "profile": self.request.profile, "command": ["python", "-m", "bench", *sys.argv[1:]], "commit": commit(),
-            "versions": versions() | self.simulators(), "experiment": dataclasses.asdict(self.request),
+            "versions": with_python(versions() | self.simulators()), "experiment": dataclasses.asdict(self.request),
             "cells": [c.record() for c in self.cells],
         }  # fmt: skip
         write_json(path, record)

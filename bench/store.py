@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -147,6 +148,11 @@ def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
     return found
 
 
+def with_python(found: Mapping[str, str]) -> dict[str, str]:
+    """The versions with Python's own before them."""
+    return {"python": platform.python_version(), **found}
+
+
 def commit() -> str:
     """The commit of the code, with `+` if it was changed since; nothing outside a repository or without git."""
     command = ["git", "-C", str(Path(__file__).parent.parent), "describe", "--always", "--dirty=+", "--exclude=*"]
@@ -204,7 +210,7 @@ class Entry:
         files = sorted(p for p in self.folder.iterdir() if p.is_file() and p.name[0] != ".")
         record = dict(meta) | {
             "stage": self.stage, "key": self.key, "files": {p.name: sha256(p) for p in files},
-            "spec": dict(spec), "versions": versions(), "commit": commit(), "arguments": sys.argv[1:],
+            "spec": dict(spec), "versions": with_python(versions()), "commit": commit(), "arguments": sys.argv[1:],
             "finished": time.time(),
         }  # fmt: skip
         write_json(self.folder / "meta.json", record)
