@@ -27,6 +27,7 @@ from bench.summary import Estimate, Result, TaskResult
 from bench.types import InputError
 
 DASH = "–"
+CHIEF = ("Method", "Success@1 before RL", "Final success", "Area under curve")  # columns shown on the terminal
 
 
 def write(store: Store, run_folder: Path, out: Path) -> Path:
@@ -47,15 +48,16 @@ def write(store: Store, run_folder: Path, out: Path) -> Path:
 
 
 def show(store: Store, run_folder: Path) -> None:
-    """Print each task's verdict and main table on the terminal."""
+    """Print each task's verdict and the main table's chief columns, which fit 80 characters, on the terminal."""
     console = Console()
     for task in summary.summarise(gather(store, run_folder)):
         table = _main_table(task)
         grid = RichTable(title=task.task, caption=verdict(task), title_justify="left", caption_justify="left")
-        for name in table.header:
-            grid.add_column(name, overflow="fold")
+        chief = [table.header.index(name) for name in CHIEF]
+        for i in chief:
+            grid.add_column(table.header[i], overflow="fold")
         for row in table.rows:
-            grid.add_row(*row)
+            grid.add_row(*(row[i] for i in chief))
         console.print(grid)
 
 
