@@ -8,7 +8,7 @@ import numpy as np
 
 from bench import seeding
 from bench.config import option
-from bench.types import Agent, BenchEnv, Dims, FloatArray, Group, Policy, Progress, State, Task
+from bench.types import Agent, Arrays, BenchEnv, Dims, FloatArray, Group, Policy, PolicyInputs, Progress, State, Task
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ def encode_z(z: FloatArray, config: SteeringConfig) -> FloatArray:
     return np.clip(nearest / max(config.z_bound, 1e-6), -1.0, 1.0)
 
 
+def frozen(noise: Arrays, progress: Progress) -> PolicyInputs:
+    """The pretrained policy as it is, before any agent: z and ε as drawn, σ as chosen (0 where it takes none)."""
+    return noise["z"], np.full(len(noise["z"]), progress.base_sigma, np.float32), noise["eps"]
+
+
 def vectors(observations: list[dict[str, FloatArray]], keys: tuple[str, ...]) -> FloatArray:
     """Observation dictionaries → (B, D) float32 of the named keys side by side."""
     rows = [np.concatenate([np.ravel(o[k]) for k in keys]) if keys else np.zeros(0) for o in observations]
@@ -70,7 +75,6 @@ class Decision:
 
     reward: FloatArray  # (B,) sum over the executed control steps
     terminated: np.ndarray  # type: ignore[type-arg]  # (B,) bool, success
-    truncated: np.ndarray  # type: ignore[type-arg]  # (B,) bool, horizon
     control_steps: int  # executed by all environments together
     observations: list[dict[str, FloatArray]]  # after the decision, before any reset
     sigma: FloatArray  # (B,) σ that was used
@@ -107,7 +111,7 @@ class SteeredEnvs:
 
     def _execute(self, chunks: FloatArray, sigma: FloatArray) -> Decision:
         n = len(self.envs)
-        out = Decision(np.zeros(n, np.float32), np.zeros(n, bool), np.zeros(n, bool), 0, [], sigma)
+        out = Decision(np.zeros(n, np.float32), np.zeros(n, bool), 0, [], sigma)
         for i, env in enumerate(self.envs):
             for action in chunks[i, : self.execute]:
                 observation, reward, terminated, truncated, info = env.step(action)
@@ -117,7 +121,7 @@ class SteeredEnvs:
                 if terminated or truncated:
                     break
             out.observations.append(observation)
-            out.terminated[i], out.truncated[i] = terminated, truncated
+            out.terminated[i] = terminated
             self.observations[i] = observation
             self.decided[i] += 1
             if terminated or truncated:

@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.nets import FlowPolicy
 from bench.pretraining import Trainer
-from bench.steering import SteeringConfig, encode_z, steer_z, z_group
+from bench.steering import SteeringConfig, encode_z, frozen, steer_z, z_group
 from bench.types import Agent, Arrays, Demos, Dims, PolicyInputs, Progress
 
 paper = "DSRL on behaviour cloning, arXiv 2506.15799"
@@ -35,7 +35,4 @@ def agent(config: SteeringConfig, dims: Dims) -> Agent:
     def inputs(action: Arrays, noise: Arrays, progress: Progress) -> PolicyInputs:
         return steer_z(action["z"], dims, config), np.zeros(len(action["z"]), np.float32), noise["eps"]
 
-    def before(noise: Arrays, progress: Progress) -> PolicyInputs:
-        return noise["z"], np.zeros(len(noise["z"]), np.float32), noise["eps"]
-
-    return Agent((z_group(config, dims),), inputs, before, lambda z: encode_z(z, config))
+    return Agent((z_group(config, dims),), inputs, frozen, lambda z: encode_z(z, config))

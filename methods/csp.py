@@ -21,7 +21,7 @@ from torch import Tensor
 from bench.config import option
 from bench.nets import ContextNoise, FlowPolicy
 from bench.pretraining import Trainer
-from bench.steering import SteeringConfig, encode_z, steer_z, z_group
+from bench.steering import SteeringConfig, encode_z, frozen, steer_z, z_group
 from bench.types import Agent, Arrays, Demos, Dims, PolicyInputs, Progress
 
 paper = "CSP (TMRL, arXiv 2605.12236) with DSRL steering"
@@ -136,9 +136,4 @@ def agent(config: Config, dims: Dims) -> Agent:
         sigma = np.full(len(action["z"]), scheduled_sigma(config, progress), np.float32)
         return steer_z(action["z"], dims, config), sigma, noise["eps"]
 
-    return Agent((z_group(config, dims),), inputs, before, lambda z: encode_z(z, config))
-
-
-def before(noise: Arrays, progress: Progress) -> PolicyInputs:
-    """The pretrained policy as it is, at the σ chosen on the selection states."""
-    return noise["z"], np.full(len(noise["z"]), progress.base_sigma, np.float32), noise["eps"]
+    return Agent((z_group(config, dims),), inputs, frozen, lambda z: encode_z(z, config))

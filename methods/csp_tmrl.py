@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.config import option
-from bench.steering import encode_z, steer_z, z_group
+from bench.steering import encode_z, frozen, steer_z, z_group
 from bench.types import Agent, Arrays, Dims, FloatArray, Group, PolicyInputs, Progress
 from methods import csp
 
@@ -54,4 +54,4 @@ def agent(config: Config, dims: Dims) -> Agent:
         action: FloatArray = np.concatenate([encode_z(z, config), sigma, eps], axis=1).astype(np.float32)
         return action
 
-    return Agent(tuple(groups), inputs, csp.before, encode)
+    return Agent(tuple(groups), inputs, frozen, encode)

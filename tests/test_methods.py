@@ -15,10 +15,9 @@ from bench import config as cfg
 from bench import nets, registry, seeding
 from bench.evaluate import rollouts
 from bench.pretraining import PretrainConfig, Trainer, chunk_table
-from bench.stages.coverage import frozen
 from bench.stages.pretrain import load
 from bench.stats import wilson
-from bench.steering import decode
+from bench.steering import decode, frozen
 from bench.store import Entry
 from bench.types import Agent, Demos, Dims, Progress, Task
 from methods import bc, csp, csp_tmrl, posterior_bc

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-
 from bench import config as cfg
 from bench import registry, seeding
 from bench.evaluate import CoverageConfig, rollouts, spread
 from bench.plan import Unit
 from bench.stages import pretrain, starts
 from bench.stages.common import Reporter, environments
+from bench.steering import frozen
 from bench.store import COVERAGE, Entry, Store, table, write_table
-from bench.types import Agent, Arrays, PolicyInputs, Progress
-
-
-def frozen(noise: Arrays, progress: Progress) -> PolicyInputs:
-    """z and ε as drawn, σ as given: the policy without any agent."""
-    return noise["z"], np.full(len(noise["z"]), progress.base_sigma, np.float32), noise["eps"]
+from bench.types import Agent, Progress
 
 
 def run(store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
