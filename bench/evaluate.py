@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from bench import seeding
 from bench.config import option
-from bench.steering import decode, policy_noise, vectors
-from bench.types import Agent, BenchEnv, FloatArray, Policy, Progress, State, Task
+from bench.steering import decode, execute_all, policy_noise, vectors
+from bench.types import Agent, BenchEnv, FloatArray, Policy, Progress, State, Steps, Task
 
 HALVES = ("selection", "report")
 Act = Callable[[FloatArray], FloatArray] | None
@@ -62,23 +63,23 @@ class _Slot:
         self.length, self.sigmas = 0, list[float]()
         self.first_chunk: FloatArray | None = None
 
-    def execute(self, chunk: FloatArray, sigma: float, steps: int) -> Episode | None:
-        """The first `steps` control steps of the chunk; the episode if it ended."""
+    def take(self, chunk: FloatArray, sigma: float, steps: Steps) -> Episode | None:
+        """What executing the chunk (H, A) gave; the episode if it ended."""
         self.sigmas.append(sigma)
         if self.first_chunk is None:
             self.first_chunk = chunk
-        for action in chunk[:steps]:
-            self.observation, _, terminated, truncated, info = self.env.step(action)
-            self.length += 1
-            if info["success"] or terminated or truncated:
-                mean = float(np.mean(self.sigmas))
-                return Episode(self.start, self.attempt, bool(info["success"]), self.length, mean, self.first_chunk)
-        return None
+        self.observation = steps.observation
+        self.length += steps.count
+        if not (steps.terminated or steps.truncated):
+            return None
+        mean = float(np.mean(self.sigmas))
+        return Episode(self.start, self.attempt, steps.success, self.length, mean, self.first_chunk)
 
 
 def rollouts(
     envs: list[BenchEnv], task: Task, policy: Policy, agent: Agent, act: Act, progress: Progress, states: list[State],
     attempts: int, execute: int, seed: int, check: Callable[[], None] = lambda: None,
+    threads: ThreadPoolExecutor | None = None,
 ) -> list[Episode]:  # fmt: skip
     """`attempts` episodes from each start state, in the order (start, attempt).
 
@@ -96,9 +97,10 @@ def rollouts(
             start, attempt = queue.pop()
             slots.append(_Slot(free.pop(), states[start], start, attempt, seed))
         chunks, sigma = _chunks(slots, task, policy, agent, act, progress)
+        done_steps = execute_all([slot.env for slot in slots], chunks[:, :execute], threads)
         going = []
         for i, slot in enumerate(slots):
-            episode = slot.execute(chunks[i], float(sigma[i]), execute)
+            episode = slot.take(chunks[i], float(sigma[i]), done_steps[i])
             if episode is None:
                 going.append(slot)
             else:

@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -26,7 +27,7 @@ from typing import Any
 
 import filelock
 
-from bench.plan import Plan, Unit
+from bench.plan import Plan, Unit, default_jobs
 from bench.stages.common import Reporter
 from bench.store import Store
 from bench.types import InputError, Stopped
@@ -84,6 +85,7 @@ class Executor:
     def __init__(self, store: Store, plan: Plan, jobs: int, board: Board) -> None:
         self.store, self.board, self.jobs = store, board, jobs
         self.units = plan.units
+        self.threads = default_jobs() // jobs  # that each worker may step environments with
         self.context = mp.get_context("spawn")
         self.stopping = False  # a signal has asked for it
         self.shared: Any = self.context.RawValue("b", 0)  # the same, as the workers see it
@@ -225,7 +227,7 @@ class Executor:
         """One more worker, which never sees the signals meant for this process."""
         mine, theirs = self.context.Pipe()
         process = self.context.Process(
-            target=work, args=(theirs, str(self.store.root), self.shared, os.getpid()), daemon=True
+            target=work, args=(theirs, str(self.store.root), self.shared, os.getpid(), self.threads), daemon=True
         )
         resource_tracker.ensure_running()  # here, because its start unblocks the signals
         earlier = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -281,7 +283,7 @@ def single_threaded() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def work(pipe: Connection, root: str, stopping: Any, parent: int) -> None:
+def work(pipe: Connection, root: str, stopping: Any, parent: int, threads: int) -> None:
     """A worker: stages come in through the pipe, progress and outcomes go back, until the parent's end."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -290,6 +292,7 @@ def work(pipe: Connection, root: str, stopping: Any, parent: int) -> None:
 
     torch.set_num_threads(1)
     store = Store(Path(root))
+    side_by_side = ThreadPoolExecutor(threads) if threads > 1 else None
     sent = [0.0]
 
     def progress(share: float, text: str, success: float | None) -> None:
@@ -308,7 +311,7 @@ def work(pipe: Connection, root: str, stopping: Any, parent: int) -> None:
     while True:
         try:
             unit: Unit = pipe.recv()
-            pipe.send(run_unit(store, unit, Reporter(progress, stop), locked))
+            pipe.send(run_unit(store, unit, Reporter(progress, stop, side_by_side), locked))
         except (EOFError, OSError):
             return
 

@@ -25,7 +25,7 @@ from bench.nets import PolicyConfig
 from bench.pretraining import PretrainConfig
 from bench.rl import RLConfig
 from bench.store import LIBRARIES, Store, commit, read_json, versions, with_python, write_json
-from bench.types import InputError, Task
+from bench.types import STEPPING, InputError, Task
 
 STAGES = ("demos", "starts", "pretrain", "coverage", "finetune")
 # Raised when a stage's code changes what it computes, so that older results are not taken for new ones.
@@ -41,9 +41,20 @@ class DemosConfig:
 
 
 @dataclass(frozen=True)
+class SimulationConfig:
+    """How simulators are stepped, the same for every method; demonstrations and start states are always strict."""
+
+    stepping: str = option(
+        "strict", "the simulator's own step, a faster way to the same bits, or one that is equal to rounding only",
+        choices=STEPPING,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything about a cell that is not the method's own."""
 
+    simulation: SimulationConfig = field(default=SimulationConfig())
     demos: DemosConfig = field(default=DemosConfig())
     policy: PolicyConfig = field(default=PolicyConfig())
     pretrain: PretrainConfig = field(default=PretrainConfig())
@@ -266,10 +277,12 @@ def _cell(request: Request, method: str, task_id: str, seed: int) -> Cell:
                      config=cfg.part(config, "pretrain"), policy=plain["policy"],
                      pretrain=plain["pretrain"], libraries=versions(LIBRARIES))  # fmt: skip
     coverage = _unit("coverage", (pretrain, starts), task=task.id, seed=seed, coverage=plain["coverage"],
-                     execute=settings.policy.execute, envs=settings.evaluation.envs)  # fmt: skip
+                     execute=settings.policy.execute, envs=settings.evaluation.envs,
+                     stepping=settings.simulation.stepping)  # fmt: skip
     finetune = _unit("finetune", (coverage, pretrain, starts), task=task.id, seed=seed, method=method,
                      config=cfg.as_dict(config), rl=plain["rl"], evaluation=plain["evaluation"],
-                     execute=settings.policy.execute, libraries=versions(LIBRARIES))  # fmt: skip
+                     execute=settings.policy.execute, stepping=settings.simulation.stepping,
+                     libraries=versions(LIBRARIES))  # fmt: skip
     return Cell(method, task_id, seed, settings, config, (demos, starts, pretrain, coverage, finetune))
 
 

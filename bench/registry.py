@@ -20,6 +20,8 @@ def _scan(package: object, members: tuple[str, ...]) -> dict[str, object]:
     found: dict[str, object] = {}
     name = package.__name__  # type: ignore[attr-defined]
     for entry in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):  # type: ignore[attr-defined]
+        if entry.name.startswith("_"):  # what a suite or a method keeps beside its file
+            continue
         module = importlib.import_module(f"{name}.{entry.name}")
         missing = [m for m in members if not hasattr(module, m)]
         if missing:

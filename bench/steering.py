@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from bench import seeding
 from bench.config import option
-from bench.types import Agent, Arrays, BenchEnv, Dims, FloatArray, Group, Policy, PolicyInputs, Progress, State, Task
+from bench.types import (
+    Agent,
+    Arrays,
+    BenchEnv,
+    Dims,
+    FloatArray,
+    Group,
+    Policy,
+    PolicyInputs,
+    Progress,
+    State,
+    Steps,
+    Task,
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,25 @@ def policy_noise(dims: Dims, draws: list[np.random.Generator]) -> dict[str, Floa
     return {"z": rows[:, :size].reshape(-1, dims.chunk, dims.action), "eps": rows[:, size:]}
 
 
+def execute(env: BenchEnv, actions: FloatArray) -> Steps:
+    """The actions (E, A) one after the other, until the episode ends."""
+    if step_chunk := getattr(env, "step_chunk", None):
+        steps: Steps = step_chunk(actions)
+        return steps
+    total, count = 0.0, 0
+    for action in actions:
+        observation, reward, terminated, truncated, info = env.step(action)
+        total, count = total + reward, count + 1
+        if terminated or truncated:
+            break
+    return Steps(observation, total, count, terminated, truncated, bool(info["success"]))
+
+
+def execute_all(envs: Sequence[BenchEnv], chunks: FloatArray, threads: ThreadPoolExecutor | None) -> list[Steps]:
+    """A chunk (E, A) in each environment, side by side if there are threads for it."""
+    return list((threads.map if threads else map)(execute, envs, chunks))
+
+
 @dataclass
 class Decision:
     """What one decision of every environment gave; row b is environment b."""
@@ -87,9 +121,12 @@ class SteeredEnvs:
     Terminal observations are returned before the reset, so no transition reaches into the next episode.
     """
 
-    def __init__(self, envs: list[BenchEnv], task: Task, policy: Policy, agent: Agent, execute: int, seed: int) -> None:
+    def __init__(
+        self, envs: list[BenchEnv], task: Task, policy: Policy, agent: Agent, execute: int, seed: int,
+        threads: ThreadPoolExecutor | None = None,
+    ) -> None:  # fmt: skip
         self.envs, self.task, self.policy, self.agent, self.execute = envs, task, policy, agent, execute
-        self.dims = policy.dims
+        self.dims, self.threads = policy.dims, threads
         self.seed = seed
         self.observations = [env.reset(seed=seeding.child(seed, "env", i) % 2**31)[0] for i, env in enumerate(envs)]
         self.lengths = [0] * len(envs)
@@ -110,22 +147,21 @@ class SteeredEnvs:
         return self._execute(chunks, sigma)
 
     def _execute(self, chunks: FloatArray, sigma: FloatArray) -> Decision:
-        n = len(self.envs)
-        out = Decision(np.zeros(n, np.float32), np.zeros(n, bool), 0, [], sigma)
-        for i, env in enumerate(self.envs):
-            for action in chunks[i, : self.execute]:
-                observation, reward, terminated, truncated, info = env.step(action)
-                out.reward[i] += reward
-                out.control_steps += 1
-                self.lengths[i] += 1
-                if terminated or truncated:
-                    break
-            out.observations.append(observation)
-            out.terminated[i] = terminated
-            self.observations[i] = observation
+        """The first E steps of the chunks (B, H, A) everywhere, and resets where an episode ended."""
+        done = execute_all(self.envs, chunks[:, : self.execute], self.threads)
+        out = Decision(
+            reward=np.array([d.reward for d in done], np.float32),
+            terminated=np.array([d.terminated for d in done]),
+            control_steps=sum(d.count for d in done),
+            observations=[d.observation for d in done],
+            sigma=sigma,
+        )
+        for i, (env, steps) in enumerate(zip(self.envs, done, strict=True)):
+            self.observations[i] = steps.observation
+            self.lengths[i] += steps.count
             self.decided[i] += 1
-            if terminated or truncated:
-                out.finished.append((bool(info["success"]), self.lengths[i]))
+            if steps.terminated or steps.truncated:
+                out.finished.append((steps.success, self.lengths[i]))
                 self.observations[i] = env.reset()[0]
                 self.lengths[i] = self.decided[i] = 0
         return out

@@ -79,6 +79,21 @@ class Demos:
         return np.concatenate(columns, axis=1) if columns else np.zeros((n, 0), np.float32)
 
 
+STEPPING = ("strict", "fast", "stock")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What executing a chunk, or as much of it as fits into the episode, gave."""
+
+    observation: dict[str, npt.NDArray[np.float32]]  # after the last step
+    reward: float  # sum over the steps
+    count: int  # control steps executed
+    terminated: bool
+    truncated: bool
+    success: bool
+
+
 class BenchEnv(Protocol):
     """What `Suite.make` returns: a gymnasium.Env over a Dict of named float32 boxes, with these additions.
 
@@ -86,6 +101,9 @@ class BenchEnv(Protocol):
     the horizon. `get_state` returns named arrays that hold the *full* state (simulator, controller, goal, step counter,
     random generator), `set_state` restores it so that the same actions afterwards give the same bits, and returns the
     observation. `reset(seed=…)` draws a start of the fine-tuning distribution from the environment's own generator.
+
+    An environment may also have `step_chunk(actions (E, A)) → Steps`, equal to calling `step` until the episode or the
+    chunk ends. The harness calls it from threads, one environment in each: worth having if it releases the GIL.
     """
 
     observation_space: gymnasium.spaces.Dict
@@ -105,8 +123,12 @@ class Suite(Protocol):
     requires: tuple[str, ...]  # distributions the suite needs, for `doctor`
     tasks: tuple[Task, ...]
 
-    def make(self, task: Task, seed: int) -> BenchEnv:
-        """A fresh environment of the fine-tuning distribution. Equal seeds give equal trajectories."""
+    def make(self, task: Task, seed: int, stepping: str = "strict") -> BenchEnv:
+        """A fresh environment of the fine-tuning distribution. Equal seeds give equal trajectories.
+
+        `stepping`: "stock" is the simulator's own step, "strict" may be another way to the same bits, "fast" one that
+        is equal to rounding only. A suite without such a choice does the same for all three.
+        """
 
     def demos(self, task: Task, n: int, rng: np.random.Generator, progress: Callable[[float], None] = ...) -> Demos:
         """`n` demonstrations (in `task.demo_unit`) made on this machine; `progress` takes the share done in [0, 1]."""

@@ -121,7 +121,7 @@ class ReachEnv(gymnasium.Env[dict[str, Any], Any]):
         return self._observation()
 
 
-def make(task: Task, seed: int) -> ReachEnv:
+def make(task: Task, seed: int, stepping: str = "strict") -> ReachEnv:
     """An environment that asks for the goals of the task's fine-tuning."""
     return ReachEnv(seed, MIDDLE if task.id == "toy/reach-unseen" else (0.0, 1.0))
 

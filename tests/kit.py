@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from bench.steering import execute
 from bench.types import BenchEnv, Demos, State, Suite, Task
 
 Observation = dict[str, np.ndarray[Any, Any]]
@@ -202,6 +203,28 @@ def check_success(suite: Suite, task: Task) -> None:
             assert not (terminated and truncated), "terminated and truncated at once"
 
 
+def check_chunks(suite: Suite, task: Task) -> None:
+    """Chunks give what their steps one by one give, to the bit, and end with the episode."""
+    env, other = suite.make(task, 1), suite.make(task, 1)
+    env.reset(seed=4)
+    other.reset(seed=4)
+    actions = random_actions(env, task.horizon + 7, seed=9)
+    size, at = 7, 0  # no horizon is a multiple of 7
+    while True:
+        steps = play(env, actions[at : at + size])
+        chunk = execute(other, actions[at : at + size])
+        at += size
+        assert chunk.count == len(steps.rewards) and chunk.reward == sum(steps.rewards), "other steps or reward"
+        ends = (chunk.terminated, chunk.truncated, chunk.success)
+        assert ends == (steps.terminated[-1], steps.truncated[-1], steps.infos[-1]["success"]), "another end"
+        last = steps.observations[-1]
+        assert last.keys() == chunk.observation.keys(), "other observation keys"
+        assert all(np.array_equal(last[key], value) for key, value in chunk.observation.items()), "other observation"
+        assert _same_state(env.get_state(), other.get_state()), "another state"
+        if chunk.terminated or chunk.truncated:
+            return
+
+
 def check_demos(suite: Suite, task: Task) -> None:
     """Shapes, types, ranges and bookkeeping of the demonstrations; some succeed."""
     env = suite.make(task, 1)
@@ -260,6 +283,7 @@ CHECKS = (
     check_state,
     check_horizon,
     check_success,
+    check_chunks,
     check_demos,
     check_demos_reproducible,
     check_global_random_states,

@@ -27,7 +27,7 @@ def demos() -> dict[str, Demos]:
 
 def ogbench(kind: str) -> Any:
     with fence(0):
-        return nav._ogbench_maze(kind)
+        return nav.ogbench_maze(kind)
 
 
 def wall_hugging(rng: np.random.Generator, steps: int) -> np.ndarray[Any, Any]:

@@ -16,7 +16,8 @@ import pytest
 
 from bench import registry
 from bench.seeding import pack_generator
-from bench.types import Demos, Task
+from bench.steering import execute
+from bench.types import Demos, Steps, Task
 from envs import toy
 
 TASK = toy.tasks[0]
@@ -230,6 +231,27 @@ class DependsOnGlobals(toy.ReachEnv):
         return super().reset(seed=int(np.random.get_state()[1][0]))  # noqa: NPY002
 
 
+class LongChunk(toy.ReachEnv):
+    """Goes on after the episode's end."""
+
+    def step_chunk(self, actions: Any) -> Steps:
+        results = [self.step(action) for action in actions]
+        observation, _, terminated, truncated, info = results[-1]
+        total = sum(result[1] for result in results)
+        return Steps(observation, total, len(actions), terminated, truncated, info["success"])
+
+
+class StaleChunk(toy.ReachEnv):
+    """Sees what there was before the chunk."""
+
+    def step_chunk(self, actions: Any) -> Steps:
+        before, plain = self._observation(), toy.ReachEnv(0)
+        plain.set_state(self.get_state())
+        steps = execute(plain, actions)
+        self.set_state(plain.get_state())
+        return dataclasses.replace(steps, observation=before)
+
+
 WRONG_ENVIRONMENTS = [
     (kit.check_same_seed, Deaf),
     (kit.check_same_seed, Careless),
@@ -254,6 +276,8 @@ WRONG_ENVIRONMENTS = [
     (kit.check_success, FloatSuccess),
     (kit.check_success, EndsBoth),
     (kit.check_success, NoSuccess),
+    (kit.check_chunks, LongChunk),
+    (kit.check_chunks, StaleChunk),
     (kit.check_spaces, WideActions),
     (kit.check_spaces, ExtraKey),
     (kit.check_global_random_states, DrawsGlobally),

@@ -22,7 +22,7 @@ def run(store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
     policy = pretrain.load(store.entry("pretrain", spec["inputs"]["pretrain"]))
     states = starts.load(store.entry("starts", spec["inputs"]["starts"]))
     config = cfg.from_dict(CoverageConfig, spec["coverage"], "coverage")
-    envs = environments(task.id, "evaluate", spec["envs"])
+    envs = environments(task.id, "evaluate", spec["envs"], spec["stepping"])
     agent = Agent((), lambda action, noise, progress: frozen(noise, progress), frozen, lambda z: z)
     sigmas = config.sigmas if policy.takes_sigma else (0.0,)
     counts = {"selection": config.selection_states, "report": config.states}
@@ -31,7 +31,7 @@ def run(store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
         reporter.progress(number / (2 * len(sigmas)), f"{half} states, σ = {sigma:g}", None)
         episodes = rollouts(
             envs, task, policy, agent, None, Progress(0.0, 0.0, sigma), states[half][: counts[half]], config.attempts,
-            spec["execute"], seeding.child(spec["seed"], "coverage", task.id, half), reporter.check,
+            spec["execute"], seeding.child(spec["seed"], "coverage", task.id, half), reporter.check, reporter.threads,
         )  # fmt: skip
         spreads = spread(episodes)
         for episode in episodes:

@@ -67,8 +67,8 @@ class Cell:
         self.config = rl.with_options(cfg.from_dict(rl.RLConfig, spec["rl"], "rl"), self.agent.options)
         self.evaluation = cfg.from_dict(EvaluationConfig, spec["evaluation"], "evaluation")
         self.steered = SteeredEnvs(
-            environments(self.task.id, "train", self.config.envs), self.task, self.policy, self.agent,
-            spec["execute"], self.seed,
+            environments(self.task.id, "train", self.config.envs, spec["stepping"]), self.task, self.policy,
+            self.agent, spec["execute"], self.seed, reporter.threads,
         )  # fmt: skip
         features = self.steered.features().shape[1]
         self.engine = rl.Engine(features, self.agent.groups, self.config, seeding.child(self.seed, "engine"))
@@ -198,9 +198,10 @@ class Cell:
         quotas = {"selection": self.evaluation.selection_states, "report": self.evaluation.states}
         for half, quota in quotas.items():
             episodes = rollouts(
-                environments(self.task.id, "evaluate", self.evaluation.envs), self.task, self.policy, self.agent, act,
-                self.progress, self.starts[half][:quota], self.evaluation.attempts, self.spec["execute"],
-                seeding.child(self.seed, "evaluate", half), self.reporter.check,
+                environments(self.task.id, "evaluate", self.evaluation.envs, self.spec["stepping"]), self.task,
+                self.policy, self.agent, act, self.progress, self.starts[half][:quota], self.evaluation.attempts,
+                self.spec["execute"], seeding.child(self.seed, "evaluate", half), self.reporter.check,
+                self.reporter.threads,
             )  # fmt: skip
             for e in episodes:
                 self.episodes.append(axes | self.fixed() | {
