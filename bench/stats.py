@@ -1,19 +1,106 @@
 """The statistics of the report. Every function names its array axes; whatever is random takes its own generator.
 
-Axes: R seeds, S start states, P evaluation points, T tasks, B bootstrap resamples.
+Axes: R seeds, S start states, P evaluation points, T tasks, B bootstrap resamples. A stratum is what one task gave:
+(R,) one score per seed or (R, S) one per seed and start state; R may differ between tasks. A run is a (task, seed).
+A missing score is NaN or an absent key. It is refused by name (`InputError`), never left out.
+
+Interquartile means, stratified bootstrap, performance profiles and probability of improvement: Agarwal et al. 2021,
+"Deep reinforcement learning at the edge of the statistical precipice", https://arxiv.org/abs/2108.13264.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import brentq
 from scipy.special import gammaln
-from scipy.stats import norm, trim_mean
+from scipy.stats import nct, norm, rankdata, t, trim_mean
+
+from bench.types import InputError
 
 Array = npt.NDArray[np.float64]
 Interval = tuple[float, float]
+Cell = tuple[str, int]  # (task, seed)
+Statistic = Callable[..., Array]  # called with an array and `axis`: np.mean, np.median, interquartile_mean
+Curve = tuple[npt.ArrayLike, npt.ArrayLike]  # control steps (P,), increasing, and success (P,)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How an interval is made. Seeds are always resampled within their task; start states too where a stratum has them.
+
+    "t" is value ± t · standard error: the spread of the resamples, widened by √(R / (R − 1)) for what resampling R
+    seeds loses, with Satterthwaite's degrees of freedom. "percentile", the usual choice in the literature, takes
+    quantiles of the resamples and is too narrow for few seeds; bias correction ("BCa") adds 0.06 at most to its rows.
+    How often a 95 % interval held the truth, in 500 simulated experiments each (normal, beta, bimodal scores):
+
+        seeds                                      2            3            5            10
+        mean, one task: percentile            0.44 – 0.51  0.70 – 0.74  0.84 – 0.89  0.86 – 0.91
+                        t                     0.54 – 0.95  0.72 – 0.95  0.92 – 0.96  0.92 – 0.95
+        mean and IQM, 8 tasks: percentile     0.76 – 0.80  0.86 – 0.88  0.89 – 0.93  0.91 – 0.94
+                        t                     0.97 – 0.99  0.96 – 0.98  0.94 – 0.95  0.94 – 0.96
+        mean, one task, with 20 start states: percentile
+                                              0.84 – 0.96  0.90 – 0.96  0.93 – 0.97  0.95 – 0.97
+                        t                     0.91 – 0.98  0.94 – 0.99  0.96 – 0.98  0.97 – 0.98
+
+    The low ends at 2 and 3 seeds are tasks that a run either learns or not: all seeds may agree by chance. A median
+    of such runs is worse (t 0.85 – 0.90). With start states, t over seeds alone covers 0.71 – 0.96.
+    """
+
+    draws: int = 10_000
+    confidence: float = 0.95
+    method: Literal["t", "percentile"] = "t"
+    tasks: bool = False  # resample tasks too: for claims about other tasks like these; needs equal seeds in all tasks
+    per_task: bool = False  # the statistic of the T task means, rather than of all runs
+    bounds: Interval = (-np.inf, np.inf)  # range of the statistic; "t" is cut there
+
+
+STRATIFIED = Bootstrap()
+
+
+def _complete(values: npt.ArrayLike, axes: str) -> Array:
+    """`values` as floats, refused where any is missing."""
+    array = np.asarray(values, dtype=float)
+    if np.isnan(array).any():
+        gaps = [tuple(int(i) for i in gap) for gap in np.argwhere(np.isnan(array))]
+        raise InputError(f"{len(gaps)} of {array.size} values are missing, at {axes} {_some(gaps)}: finish those runs")
+    return array
+
+
+def _some(items: Collection[object], limit: int = 5) -> str:
+    rest = len(items) - limit
+    return ", ".join(map(str, list(items)[:limit])) + (f" and {rest} more" if rest > 0 else "")
+
+
+def missing(runs: Mapping[Cell, npt.ArrayLike], planned: Collection[Cell]) -> list[Cell]:
+    """The planned (task, seed) that have no score, or a score with a gap; sorted."""
+    return [c for c in sorted(set(planned)) if c not in runs or bool(np.isnan(np.asarray(runs[c], float)).any())]
+
+
+def strata_of(runs: Mapping[Cell, npt.ArrayLike], planned: Collection[Cell], name: str = "runs") -> list[Array]:
+    """T strata (R_t,) or (R_t, S_t), tasks and seeds sorted, of exactly the planned runs; each value () or (S_t,)."""
+    if absent := missing(runs, planned):
+        raise InputError(f"{name}: no score for {_some(absent)}: finish these seeds or leave them out of every method")
+    cells, strata = sorted(set(planned)), []
+    for task in dict.fromkeys(task for task, _ in cells):
+        rows = [np.asarray(runs[c], dtype=float) for c in cells if c[0] == task]
+        if len({row.shape for row in rows}) > 1:
+            raise InputError(f"{name}: seeds of {task} differ in their number of start states: evaluate them alike")
+        strata.append(np.stack(rows))
+    return strata
 
 
 def success_at_k(successes: npt.ArrayLike, attempts: int, k: int) -> Array:
@@ -24,6 +111,8 @@ def success_at_k(successes: npt.ArrayLike, attempts: int, k: int) -> Array:
     c = np.asarray(successes, dtype=float)
     if not 1 <= k <= attempts:
         raise ValueError(f"k = {k} is outside [1, {attempts}], the number of attempts per start state")
+    if not ((c >= 0) & (c <= attempts)).all():
+        raise ValueError(f"successes are outside [0, {attempts}], the number of attempts per start state, or missing")
     failures = attempts - c
     possible = failures >= k  # with fewer failures than k, one of the k must succeed
     kept = np.where(possible, failures, k)
@@ -36,9 +125,11 @@ def _log_choose(n: Array, k: int) -> Array:
 
 
 def wilson(successes: float, attempts: float, confidence: float = 0.95) -> Interval:
-    """Wilson score interval of a proportion of independent attempts; (0, 1) when there are none."""
+    """Wilson score interval (1927) of a proportion of independent attempts; (0, 1) when there are none."""
     if attempts <= 0:
         return 0.0, 1.0
+    if not -1e-9 <= successes <= attempts + 1e-9:
+        raise ValueError(f"{successes} successes are not among {attempts} attempts")
     z = float(norm.ppf(0.5 + confidence / 2))
     p, w = successes / attempts, z * z / attempts
     centre = (p + w / 2) / (1 + w)
@@ -50,7 +141,7 @@ def wilson(successes: float, attempts: float, confidence: float = 0.95) -> Inter
 
 def interquartile_mean(values: npt.ArrayLike, axis: int | None = None) -> Array:
     """Mean of the middle half along `axis` (all values if None): a quarter is cut off at each end, rounded down."""
-    return np.asarray(trim_mean(np.asarray(values, dtype=float), 0.25, axis=axis))
+    return np.asarray(trim_mean(_complete(values, "index"), 0.25, axis=axis))
 
 
 def interval(samples: npt.ArrayLike, confidence: float = 0.95) -> Array:
@@ -70,7 +161,7 @@ def resample(values: npt.ArrayLike, rng: np.random.Generator, draws: int = 2000)
     Both are resampled, crossed: one draw of start states serves all seeds of a resample, because all seeds are
     evaluated from the same start states, so that a hard start state is hard in each of them.
     """
-    values = np.asarray(values, dtype=float)
+    values = _complete(values, "(seed, start state)")
     seeds, starts = weights(values.shape[0], draws, rng), weights(values.shape[1], draws, rng)
     return np.asarray(np.einsum("br,bs,rs...->b...", seeds, starts, values, optimize=True))
 
@@ -82,7 +173,10 @@ def paired_difference(
 
     Equal seeds and start states share demonstrations and evaluation, so one draw serves both methods.
     """
-    difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    a, b = (_complete(v, "(seed, start state)") for v in (first, second))
+    if a.shape != b.shape:
+        raise InputError(f"pairs need equal seeds and start states, not {a.shape} and {b.shape}: use those both have")
+    difference = a - b
     low, high = interval(resample(difference, rng, draws))
     return float(difference.mean()), (float(low), float(high))
 
@@ -97,11 +191,223 @@ def stratified(
 
     `strata` is T arrays (R_t,): one value per seed, one array per task. `statistic` maps (B, ΣR) → (B,).
     """
-    arrays = [np.asarray(s, dtype=float) for s in strata]
-    drawn = [a[rng.integers(len(a), size=(draws, len(a)))] for a in arrays]
-    low, high = interval(statistic(np.concatenate(drawn, axis=1)))
-    value = statistic(np.concatenate(arrays)[None, :])
-    return float(value[0]), (float(low), float(high))
+    plan = Bootstrap(draws, method="percentile")
+    found = bootstrap(strata, lambda values, axis: statistic(values), rng, plan)
+    return found.value, (found.low, found.high)
+
+
+def bootstrap(
+    strata: Sequence[npt.ArrayLike], statistic: Statistic, rng: np.random.Generator, plan: Bootstrap = STRATIFIED
+) -> Estimate:
+    """A statistic over the runs of T strata (R_t,) or (R_t, S_t), with the interval that `plan` describes.
+
+    `statistic(values, axis=1)` maps (B, ΣR) → (B,). An interval of no width says that the seeds there are agree, not
+    that others would.
+    """
+    return _estimate([s[None] for s in _checked(strata)], statistic, rng, plan)
+
+
+def paired(
+    first: Mapping[Cell, npt.ArrayLike],
+    second: Mapping[Cell, npt.ArrayLike],
+    statistic: Statistic,
+    rng: np.random.Generator,
+    plan: Bootstrap = STRATIFIED,
+    planned: Collection[Cell] | None = None,
+) -> Estimate:
+    """statistic(first) − statistic(second), over runs (task, seed) → () or (S,).
+
+    Both methods must have all planned runs; unless given, those are the runs that either has. Equal seeds share
+    demonstrations and start states, so one draw of seeds and start states serves both methods.
+    """
+    planned = {*first, *second} if planned is None else planned
+    both = [_checked(strata_of(runs, planned, name)) for runs, name in ((first, "first"), (second, "second"))]
+    if any(a.shape != b.shape for a, b in zip(*both, strict=True)):
+        raise InputError("the two methods differ in their number of start states: evaluate them alike")
+    return _estimate([np.stack(pair) for pair in zip(*both, strict=True)], statistic, rng, plan)
+
+
+def _checked(strata: Sequence[npt.ArrayLike]) -> list[Array]:
+    """Strata as (R_t, S_t), S_t = 1 where there is one score per seed."""
+    found = [_complete(s, f"task {i}, (seed, start state)") for i, s in enumerate(strata)]
+    if any(s.ndim not in (1, 2) for s in found):
+        raise InputError(f"strata are (seeds,) or (seeds, start states), not {_some({s.shape for s in found})}")
+    if not found or min(map(len, found)) < 2:
+        raise InputError("an interval over seeds needs two seeds or more in every task: run more seeds")
+    return [s.reshape(len(s), -1) for s in found]
+
+
+def _estimate(strata: list[Array], statistic: Statistic, rng: np.random.Generator, plan: Bootstrap) -> Estimate:
+    """T arrays (M, R_t, S_t) of one method, or of two whose difference is meant."""
+    sign = np.array([1.0, -1.0])[: len(strata[0])]
+
+    def contrast(parts: list[Array]) -> Array:
+        kept = [p.mean(axis=2, keepdims=True) for p in parts] if plan.per_task else parts
+        runs = np.concatenate(kept, axis=2)  # (M, B, ΣR)
+        return np.asarray(sum(s * statistic(method, axis=1) for s, method in zip(sign, runs, strict=True)))
+
+    value = float(contrast([s.mean(axis=2)[:, None] for s in strata])[0])
+    samples = contrast(_redraw(strata, rng, plan))
+    low, high = _limits(np.asarray(value), samples, [np.tensordot(sign, s, 1) for s in strata], plan)
+    return Estimate(value, float(low), float(high))
+
+
+def _redraw(strata: list[Array], rng: np.random.Generator, plan: Bootstrap) -> list[Array]:
+    """T arrays (M, R_t, S_t) → T arrays (M, B, R_t) of resampled runs; the M methods share every draw.
+
+    Start states are drawn once for all seeds of a task (see `resample`). With `plan.tasks` they are not drawn, only
+    averaged: the spread between tasks holds theirs already.
+    """
+    if plan.tasks:
+        if len(strata) < 2 or len({s.shape[1] for s in strata}) > 1:
+            raise InputError("resampling tasks needs two tasks or more with equal seeds: finish the missing seeds")
+        runs = np.stack([s.mean(axis=2) for s in strata], axis=1)  # (M, T, R)
+        _, count, seeds = runs.shape
+        task = rng.integers(count, size=(plan.draws, count, 1))
+        drawn = runs[:, task, rng.integers(seeds, size=(plan.draws, count, seeds))]
+        return [drawn[:, :, i] for i in range(count)]
+    return [_redraw_seeds(s, rng, plan.draws) for s in strata]
+
+
+def _redraw_seeds(values: Array, rng: np.random.Generator, draws: int) -> Array:
+    _, seeds, starts = values.shape
+    drawn = rng.integers(seeds, size=(draws, seeds))
+    if starts == 1:
+        return np.asarray(values[:, drawn, 0])
+    runs = np.einsum("bs,mrs->mbr", weights(starts, draws, rng), values)
+    return np.asarray(np.take_along_axis(runs, drawn[None], axis=2))
+
+
+def _limits(value: Array, samples: Array, strata: list[Array], plan: Bootstrap) -> Array:
+    """Both ends of the interval: value (...,), samples (B, ...), strata (R_t, S_t) → (2, ...)."""
+    if plan.method == "percentile":
+        return interval(samples, plan.confidence)
+    freedom, widen = _freedom(strata, plan)
+    half = t.ppf(0.5 + plan.confidence / 2, freedom) * widen * samples.std(axis=0)
+    return np.clip([value - half, value + half], *plan.bounds)
+
+
+def _freedom(strata: list[Array], plan: Bootstrap) -> tuple[float, float]:
+    """Satterthwaite's degrees of freedom (1946), and how much too small the standard deviation of resamples is.
+
+    Both are exact for a mean of normal runs and taken over for other statistics. A bootstrap of n values with unbiased
+    variance v gives their mean the variance v (n − 1) / n², where v / n is right.
+    """
+    parts = []  # (share of this axis in the variance of the mean, its degrees of freedom)
+    if plan.tasks:
+        strata = [np.array([[s.mean()] for s in strata])]
+    for values in strata:
+        for means in (values.mean(axis=1), values.mean(axis=0)):
+            if (n := len(means)) > 1:
+                parts.append(((1 if plan.per_task else len(values)) ** 2 * means.var(ddof=1) / n, n - 1))
+    share, freedom = np.array(parts).T
+    if share.sum() == 0:
+        return float(freedom.sum()), 1.0
+    return share.sum() ** 2 / (share**2 / freedom).sum(), np.sqrt(share.sum() / (share * freedom / (freedom + 1)).sum())
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Share of runs above each τ, with pointwise intervals; all (G,)."""
+
+    tau: Array
+    value: Array
+    low: Array
+    high: Array
+
+
+def performance_profile(
+    strata: Sequence[npt.ArrayLike], tau: npt.ArrayLike, rng: np.random.Generator, plan: Bootstrap = STRATIFIED
+) -> Profile:
+    """Share of all runs of T strata with a score > τ, for each τ of a grid (G,); `plan.per_task` means nothing here."""
+    checked, tau = _checked(strata), np.asarray(tau, dtype=float)
+    runs = np.concatenate([s.mean(axis=1) for s in checked])
+    drawn = np.concatenate(_redraw([s[None] for s in checked], rng, plan), axis=2)[0]
+    value = (runs > tau[:, None]).mean(axis=1)
+    samples = np.stack([(drawn > level).mean(axis=1) for level in tau], axis=1)
+    low, high = np.clip(_limits(value, samples, checked, plan), 0.0, 1.0)
+    return Profile(tau, value, low, high)
+
+
+def probability_of_improvement(
+    first: Sequence[npt.ArrayLike], second: Sequence[npt.ArrayLike], confidence: float = 0.95
+) -> Estimate:
+    """P(X > Y) + P(X = Y) / 2 for a run X of `first` and Y of `second` on one task, mean over T tasks; (R_t,) each.
+
+    Per task this is Mann–Whitney's U over R_x R_y. Seeds need not be equal in number and are not paired. The interval
+    is Newcombe's score interval ("method 5", 2006, doi:10.1002/sim.2324) with the variances of the tasks added up: in
+    simulation it covered 0.88 – 1.00 from 2 seeds up, where the bootstrap has no width once all runs of one side win
+    and covered 0.22 – 0.78 with 2 or 3 seeds on one task.
+    """
+    x, y = ([_complete(v, f"task {i}, seed") for i, v in enumerate(side)] for side in (first, second))
+    if not x or len(x) != len(y) or min(map(len, [*x, *y])) < 1:
+        raise InputError(f"both methods need a run on every task, not {len(x)} and {len(y)} tasks: finish them")
+    wins = [((np.sign(a[:, None] - b) + 1) / 2).mean() for a, b in zip(x, y, strict=True)]
+    value, z = float(np.mean(wins)), norm.ppf(0.5 + confidence / 2)
+    counts = [(len(a), len(b)) for a, b in zip(x, y, strict=True)]
+
+    def outside(p: float) -> float:
+        either = (1 - p) / (2 - p) + p / (1 + p)
+        variance = sum(p * (1 - p) * (1 + ((m + n) / 2 - 1) * either) / (m * n) for m, n in counts) / len(x) ** 2
+        return float((p - value) ** 2 - z**2 * variance)
+
+    inside = min(max(value, 1e-9), 1 - 1e-9)
+    low = brentq(outside, 0.0, inside) if value > 0 else 0.0
+    return Estimate(value, low, brentq(outside, inside, 1.0) if value < 1 else 1.0)
+
+
+def rank_correlation(
+    x: npt.ArrayLike, y: npt.ArrayLike, rng: np.random.Generator, draws: int = 10_000, confidence: float = 0.95
+) -> Estimate:
+    """Spearman's rank correlation of n pairs, x and y (n,), with the percentile bootstrap over pairs.
+
+    Give independent pairs: one per method and task, not one per seed. A resample in which one side is constant orders
+    nothing and counts as 0. At 95 % it covered 0.87 – 0.94 in simulation with 5 pairs, 0.95 – 0.98 from 8 on.
+    """
+    pairs = _complete(np.array([x, y], dtype=float), "(side, pair)")
+    if pairs.shape[1] < 4 or not np.ptp(pairs, axis=1).all():
+        raise InputError("a rank correlation needs four pairs or more, not all equal on one side: add methods or tasks")
+    drawn = rng.integers(pairs.shape[1], size=(draws, pairs.shape[1]))
+    low, high = interval(_spearman(pairs[:, drawn]), confidence)
+    return Estimate(float(_spearman(pairs[:, None])[0]), float(low), float(high))
+
+
+def _spearman(pairs: Array) -> Array:
+    """(2, B, n) → (B,)."""
+    a, b = (r - r.mean(axis=1, keepdims=True) for r in (rankdata(side, axis=1) for side in pairs))
+    scale = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    return np.asarray((a * b).sum(axis=1) / np.where(scale > 0, scale, 1.0))
+
+
+def seeds_to_decide(differences: npt.ArrayLike, power: float = 0.8, level: float = 0.05) -> int | None:
+    """How many more seeds would decide: paired differences (R,) → the two-sided t-test's interval excludes zero.
+
+    0 if it does already; else the fewest that reach `power` if effect and spread stay as observed; None if the effect
+    is 0. An effect seen on few seeds is uncertain, and so is this number.
+    """
+    d = _complete(differences, "seed")
+    if len(d) < 2 or not 0 < level < power < 1:
+        raise InputError(f"needs two seeds or more and 0 < level < power < 1, not {len(d)}, {level} and {power}")
+    mean, spread = float(d.mean()), float(d.std(ddof=1))
+    if mean == 0:
+        return None
+    if abs(mean) > t.isf(level / 2, len(d) - 1) * spread / np.sqrt(len(d)):
+        return 0
+    effect = abs(mean) / spread
+    z = norm.isf(level / 2)
+    guess = ((z + norm.ppf(power)) / effect) ** 2 + z**2 / 2  # Guenther 1981: of the normal test, and what t adds
+    if guess > 10_000:
+        return int(np.ceil(guess)) - len(d) if guess < 1e15 else None
+    n = max(len(d) + 1, int(guess) - 5)
+    while _power(effect, n, level) < power:
+        n += 1
+    return n - len(d)
+
+
+def _power(effect: float, n: int, level: float) -> float:
+    """Power of the two-sided one-sample t-test for n values whose mean is `effect` standard deviations from zero."""
+    edge, shift = t.isf(level / 2, n - 1), effect * np.sqrt(n)
+    return float(nct.sf(edge, n - 1, shift) + nct.cdf(-edge, n - 1, shift))
 
 
 def on_grid(grid: npt.ArrayLike, x: npt.ArrayLike, y: npt.ArrayLike) -> Array:
@@ -123,7 +429,7 @@ def area(x: npt.ArrayLike, y: npt.ArrayLike, end: float) -> Array:
     Trapezoids between the evaluation points; before the first point its value holds. To compare methods, `end` is
     the range that all of them have.
     """
-    x = np.asarray(x, dtype=float)
+    x, y = _increasing(x), _complete(y, "evaluation point")
     if end <= 0:
         raise ValueError(f"end = {end} control steps is not a range")
     if end > x[-1] + 1e-9:
@@ -133,9 +439,30 @@ def area(x: npt.ArrayLike, y: npt.ArrayLike, end: float) -> Array:
     return np.asarray(((curve[..., 1:] + curve[..., :-1]) / 2 * np.diff(grid)).sum(axis=-1) / end)
 
 
+def areas(curves: Sequence[Curve], end: float | None = None) -> Array:
+    """Area under each of R curves up to `end`, or to where all of them end; refused if they end apart; → (R,).
+
+    Evaluation points may differ between curves.
+    """
+    ends = [float(_increasing(x)[-1]) for x, _ in curves]
+    end = max(ends, default=0.0) if end is None else end
+    if short := [f"{i} (at {e:g})" for i, e in enumerate(ends) if e < end - 1e-9]:
+        raise InputError(
+            f"curves {_some(short)} end before {end:g} control steps: finish those runs or give a lower end"
+        )
+    return np.array([float(area(x, y, end)) for x, y in curves])
+
+
+def _increasing(x: npt.ArrayLike) -> Array:
+    x = _complete(x, "evaluation point")
+    if not x.size or (np.diff(x) <= 0).any():
+        raise InputError("the control steps of a curve do not increase: keep one row per evaluation point, in order")
+    return x
+
+
 def steps_to(x: npt.ArrayLike, y: npt.ArrayLike, threshold: float) -> float | None:
     """Control steps of the first evaluation point with success ≥ threshold; None if there is none. x, y (P,)."""
-    reached = np.flatnonzero(np.asarray(y, dtype=float) >= threshold)
+    reached = np.flatnonzero(_complete(y, "evaluation point") >= threshold)
     return float(np.asarray(x, dtype=float)[reached[0]]) if len(reached) else None
 
 
@@ -144,8 +471,76 @@ def median_steps(values: Sequence[float | None]) -> float | None:
 
     With an even number of seeds the later of the middle two, so half of the seeds must have reached it and one more.
     """
-    ordered = sorted(np.inf if v is None else v for v in values)
-    if not ordered:
+    ordered = np.sort(_complete([np.inf if v is None else v for v in values], "seed"))
+    if not len(ordered):
         return None
     middle = ordered[len(ordered) // 2]
     return None if np.isinf(middle) else float(middle)
+
+
+def times_to(curves: Sequence[Curve], threshold: float) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Of R curves: control steps at which success was first seen ≥ threshold, or at which the curve ended; and which.
+
+    → time (R,), reached (R,) bool. Success is seen at evaluation points only, so times are late by up to one interval.
+    """
+    found = [steps_to(x, y, threshold) for x, y in curves]
+    time = [float(_increasing(x)[-1]) if f is None else f for f, (x, _) in zip(found, curves, strict=True)]
+    return np.array(time), np.array([f is not None for f in found])
+
+
+@dataclass(frozen=True)
+class Survival:
+    """Kaplan and Meier's estimate (1958) of the share of runs that have not reached the threshold by a time."""
+
+    time: Array  # (J,) control steps at which runs reached it, increasing
+    share: Array  # (J,) from that time on; 1 before the first
+    hazard: Array  # (J,) Greenwood's term: reached / (on their way · still on their way); 0 where no run is left
+    runs: int
+    end: float  # control steps of the longest run
+
+    def error(self) -> Array:
+        """Greenwood's standard error of `share` (1926); (J,), 0 where no run is left."""
+        return np.asarray(self.share * np.sqrt(np.cumsum(self.hazard)))
+
+    def median(self) -> float:
+        """The first time by which half of the runs are expected there; infinite if there is none."""
+        half = np.flatnonzero(self.share <= 0.5 + 1e-12)
+        return float(self.time[half[0]]) if len(half) else np.inf
+
+    def restricted_mean(self, horizon: float) -> tuple[float, float]:
+        """Mean of min(time, horizon), the area under the curve up to there, and its standard error (Greenwood)."""
+        if horizon <= 0 or (horizon > self.end and not (len(self.share) and self.share[-1] == 0)):
+            raise InputError(f"horizon {horizon:g} is not in (0, {self.end:g}], the control steps of the longest run")
+        before = self.time < horizon
+        edges = np.concatenate([[0.0], self.time[before], [horizon]])
+        pieces = np.concatenate([[1.0], self.share[before]]) * np.diff(edges)
+        after = np.cumsum(pieces[::-1])[::-1][1:]  # area from each event to the horizon
+        return float(pieces.sum()), float(np.sqrt((after**2 * self.hazard[before]).sum()))
+
+
+def kaplan_meier(time: npt.ArrayLike, reached: npt.ArrayLike) -> Survival:
+    """From R runs: when each reached the threshold or, where not `reached`, how long it went without; both (R,)."""
+    time, seen = _complete(time, "run"), np.asarray(reached)
+    if time.ndim != 1 or time.shape != seen.shape or not time.size or seen.dtype != bool:
+        raise InputError(f"needs a time and a bool per run, not {time.shape} and {seen.shape} of {seen.dtype}")
+    if not ((time >= 0) & (time < np.inf)).all():
+        raise InputError("a time is negative or infinite: for runs that never reached it, give where they ended")
+    at = np.unique(time[seen])
+    risk = (time >= at[:, None]).sum(axis=1).astype(float)
+    events = ((time == at[:, None]) & seen).sum(axis=1).astype(float)
+    hazard = np.divide(events, risk * (risk - events), out=np.zeros(len(at)), where=risk > events)
+    return Survival(at, np.cumprod(1 - events / risk), hazard, len(time), float(time.max()))
+
+
+def restricted_mean(time: npt.ArrayLike, reached: npt.ArrayLike, horizon: float, confidence: float = 0.95) -> Estimate:
+    """Mean control steps to the threshold, counted up to `horizon`; time, reached (R,) as in `kaplan_meier`.
+
+    The interval is t with R − 1 degrees of freedom on Greenwood's error, unbiased by √(R / (R − 1)), within
+    [0, horizon]: all of it for one run, no width if all times are equal. At 95 % it covered 0.88 – 0.95 in simulation
+    with 3 to 10 runs of exponential times.
+    """
+    survival = kaplan_meier(time, reached)
+    value, error = survival.restricted_mean(horizon)
+    n = survival.runs
+    half = t.ppf(0.5 + confidence / 2, n - 1) * error * np.sqrt(n / (n - 1)) if n > 1 else horizon
+    return Estimate(value, max(0.0, value - half), min(horizon, value + half))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -9,6 +11,10 @@ import pytest
 from scipy import stats as reference
 
 from bench import stats
+from bench.stats import Bootstrap, interquartile_mean
+from bench.types import InputError
+
+PERCENTILE = Bootstrap(method="percentile")
 
 
 def rng() -> np.random.Generator:
@@ -144,3 +150,429 @@ def test_equal_generators_give_equal_intervals() -> None:
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     np.testing.assert_array_equal(stats.resample(values, rng()), stats.resample(values, rng()))
     np.testing.assert_array_equal(state, np.random.get_state()[1])  # noqa: NPY002
+
+
+# the t interval
+
+
+def test_t_interval_of_one_task_is_students() -> None:
+    scores = np.array([0.1, 0.5, 0.6, 0.9])
+    expected = reference.ttest_1samp(scores, 0).confidence_interval()
+    ours = stats.bootstrap([scores], np.mean, rng(), Bootstrap(draws=100_000))
+    assert (ours.value, ours.low, ours.high) == pytest.approx((0.525, expected.low, expected.high), abs=0.01)
+    wide = stats.bootstrap([scores], np.mean, rng(), Bootstrap(draws=100_000, confidence=0.99))
+    expected = reference.ttest_1samp(scores, 0).confidence_interval(0.99)
+    assert (wide.low, wide.high) == pytest.approx((expected.low, expected.high), abs=0.02)
+
+
+def test_t_interval_of_two_tasks_is_welchs() -> None:
+    x, y = np.array([0.2, 0.9, 0.4]), np.array([0.1, 0.9, 0.3, 0.8, 0.2, 0.7])  # unequal in number and spread
+    expected = reference.ttest_ind(x, -y, equal_var=False).confidence_interval()
+    ours = stats.bootstrap([x, y], np.mean, rng(), Bootstrap(draws=100_000, per_task=True))
+    assert (ours.low, ours.high) == pytest.approx((expected.low / 2, expected.high / 2), abs=0.01)
+    assert ours.value == pytest.approx((x.mean() + y.mean()) / 2)
+    # over runs instead of tasks, a task weighs as much as it has seeds: 3 x̄ / 9 + 6 ȳ / 9
+    expected = reference.ttest_ind(x / 3, -y * 2 / 3, equal_var=False).confidence_interval()
+    ours = stats.bootstrap([x, y], np.mean, rng(), Bootstrap(draws=100_000))
+    assert (ours.low, ours.high) == pytest.approx((expected.low, expected.high), abs=0.01)
+    assert ours.value == pytest.approx(np.concatenate([x, y]).mean())
+
+
+def test_t_interval_where_only_start_states_differ_has_their_degrees_of_freedom() -> None:
+    starts = np.array([0.0, 0.2, 0.7, 1.0])
+    expected = reference.ttest_1samp(starts, 0).confidence_interval()
+    ours = stats.bootstrap([np.tile(starts, (3, 1))], np.mean, rng(), Bootstrap(draws=100_000))
+    assert (ours.low, ours.high) == pytest.approx((expected.low, expected.high), abs=0.02)
+    cut = stats.bootstrap([np.tile(starts, (3, 1))], np.mean, rng(), Bootstrap(draws=100_000, bounds=(0, 1)))
+    assert (cut.low, cut.high) == (0.0, 1.0)
+
+
+def test_t_covers_with_three_seeds_where_the_percentile_bootstrap_does_not() -> None:
+    generator, hits = np.random.default_rng(5), {"t": 0, "percentile": 0}
+    for _ in range(200):
+        scores = generator.normal(size=(1, 3))
+        for method in ("t", "percentile"):
+            found = stats.bootstrap(scores, np.mean, generator, Bootstrap(200, method=method))  # type: ignore[arg-type]
+            hits[method] += found.low <= 0 <= found.high
+    assert hits["percentile"] < 160 and 180 <= hits["t"] <= 199  # of 190 promised
+
+
+# the bootstrap
+
+
+@pytest.mark.parametrize("statistic", [np.mean, np.median, interquartile_mean])
+def test_bootstrap_agrees_with_scipy(statistic: Callable[..., np.ndarray]) -> None:  # type: ignore[type-arg]
+    scores = rng().random(25)
+    ours = stats.bootstrap([scores], statistic, rng(), PERCENTILE)
+    theirs = reference.bootstrap((scores,), statistic, n_resamples=10_000, method="percentile", random_state=1)
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
+    assert ours.value == pytest.approx(float(statistic(scores)))
+
+
+@pytest.mark.parametrize("statistic", [np.mean, np.median, interquartile_mean])
+@pytest.mark.parametrize("plan", [Bootstrap(500), Bootstrap(500, method="percentile"), Bootstrap(500, tasks=True)])
+def test_bootstrap_follows_a_change_of_units(statistic: Callable[..., np.ndarray], plan: Bootstrap) -> None:  # type: ignore[type-arg]
+    scores = rng().random((3, 5))
+    plain = stats.bootstrap(scores, statistic, rng(), plan)
+    scaled = stats.bootstrap(100 * scores - 7, statistic, rng(), plan)
+    expected = [100 * v - 7 for v in (plain.value, plain.low, plain.high)]
+    assert [scaled.value, scaled.low, scaled.high] == pytest.approx(expected)
+    assert plain.low < plain.value < plain.high
+
+
+def test_interquartile_mean_is_over_runs_and_not_over_tasks() -> None:
+    scores = np.array([[0.0, 0.1, 0.2, 0.9], [0.3, 0.4, 0.5, 1.0]])
+    assert stats.bootstrap(scores, interquartile_mean, rng()).value == pytest.approx((0.2 + 0.3 + 0.4 + 0.5) / 4)
+    assert interquartile_mean(scores) == pytest.approx(reference.trim_mean(scores.ravel(), 0.25))
+
+
+def test_seeds_are_resampled_within_tasks_and_tasks_only_if_asked() -> None:
+    strata = [np.zeros(4), np.ones(4)]
+    within = stats.bootstrap(strata, np.mean, rng(), PERCENTILE)
+    assert (within.low, within.high) == (0.5, 0.5)
+    plan = Bootstrap(method="percentile", tasks=True)
+    assert stats.bootstrap(strata, np.mean, rng(), plan) == stats.Estimate(0.5, 0.0, 1.0)
+    # t with T − 1 = 1 degree of freedom on √((1/2) / 2)
+    found = stats.bootstrap(strata, np.mean, rng(), Bootstrap(draws=100_000, tasks=True))
+    assert found.high - 0.5 == pytest.approx(12.706 * 0.5, rel=0.01)
+
+
+def test_all_runs_of_a_resample_share_its_start_states() -> None:
+    values = np.array([[0.0, 1.0], [10.0, 11.0]])  # seeds 0 and 10, start states 0 and 1
+    seen: set[float] = set()
+    spy = lambda runs, axis: seen.update(np.unique(np.ptp(runs, axis=1))) or runs.mean(axis=axis)  # noqa: E731
+    stats.bootstrap([values], spy, rng())
+    assert seen == {0.0, 10.0}  # within a resample runs differ by their seeds alone
+
+
+def test_one_draw_serves_both_methods() -> None:
+    scores = rng().random((2, 5))
+    first = {(task, seed): scores[i, seed] + 0.25 for i, task in enumerate("ab") for seed in range(5)}
+    second = {(task, seed): scores[i, seed] for i, task in enumerate("ab") for seed in range(5)}
+    for statistic in (np.mean, np.median, interquartile_mean):
+        for plan in (Bootstrap(), PERCENTILE, Bootstrap(tasks=True)):
+            found = stats.paired(first, second, statistic, rng(), plan)
+            assert (found.value, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_paired_difference_of_means_is_the_paired_t_test() -> None:
+    x, y = np.array([0.5, 0.9, 0.7, 0.8]), np.array([0.4, 0.6, 0.7, 0.4])
+    runs = [{("a", seed): v for seed, v in enumerate(side)} for side in (x, y)]
+    expected = reference.ttest_rel(x, y).confidence_interval()
+    found = stats.paired(runs[0], runs[1], np.mean, rng(), Bootstrap(draws=100_000))
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, expected.low, expected.high), abs=0.01)
+
+
+def test_paired_interval_over_tasks_is_welchs_on_the_differences() -> None:
+    first = np.array([[0.1, 0.9, 0.5], [0.5, 0.5, 0.5]])
+    difference = np.array([[0.1, 0.4, 0.3], [0.0, 0.3, 0.2]])  # spread where `first` has none
+    runs = [
+        {(t, seed): side[i, seed] for i, t in enumerate("ab") for seed in range(3)}
+        for side in (first, first - difference)
+    ]
+    found = stats.paired(runs[0], runs[1], np.mean, rng(), Bootstrap(draws=100_000))
+    expected = reference.ttest_ind(difference[0], -difference[1], equal_var=False).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((expected.low / 2, expected.high / 2), abs=0.005)
+
+
+def test_pairs_refuse_by_name_what_one_side_or_both_lack() -> None:
+    full = {(task, seed): 0.5 for task in ("lift", "can") for seed in range(3)}
+    short = {cell: v for cell, v in full.items() if cell != ("can", 2)} | {("lift", 1): float("nan")}
+    assert stats.missing(short, full) == [("can", 2), ("lift", 1)]
+    with pytest.raises(InputError, match=r"second: no score for \('can', 2\), \('lift', 1\)"):
+        stats.paired(full, short, np.mean, rng())
+    with pytest.raises(InputError, match=r"first: no score for \('can', 3\)"):
+        stats.paired(full, full, np.mean, rng(), planned=[*full, ("can", 3)])
+    with pytest.raises(InputError, match="start states"):
+        stats.paired({("a", 0): [0, 1], ("a", 1): [0, 1]}, {("a", 0): [0], ("a", 1): [1]}, np.mean, rng())
+    with pytest.raises(InputError, match="seeds of a differ"):
+        stats.strata_of({("a", 0): [0, 1], ("a", 1): [0]}, [("a", 0), ("a", 1)])
+    with pytest.raises(InputError, match="equal seeds and start states"):
+        stats.paired_difference(np.zeros((3, 1)), np.zeros((3, 4)), rng())
+
+
+def test_strata_are_sorted_and_may_be_unequal() -> None:
+    runs = {("b", 10): 3.0, ("b", 9): 2.0, ("a", 5): 1.0, ("b", 99): 9.0}
+    found = stats.strata_of(runs, [("b", 10), ("b", 9), ("a", 5)])
+    assert [list(s) for s in found] == [[1.0], [2.0, 3.0]]
+
+
+@pytest.mark.parametrize("strata", [[], [[0.5]], [[0.5, 0.6], [0.5]], [np.zeros((2, 2, 2))], [0.5, 0.6]])
+def test_bootstrap_refuses_what_has_no_interval_over_seeds(strata: list[object]) -> None:
+    with pytest.raises(InputError, match="seeds"):
+        stats.bootstrap(strata, np.mean, rng())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strata", [[[0.1, 0.2], [0.1, 0.2, 0.3]], [[0.1, 0.2]]])
+def test_resampling_tasks_refuses_unequal_seeds_and_a_single_task(strata: list[list[float]]) -> None:
+    with pytest.raises(InputError, match="two tasks or more with equal seeds"):
+        stats.bootstrap(strata, np.mean, rng(), Bootstrap(tasks=True))
+
+
+def test_new_intervals_reproduce_and_follow_their_generator() -> None:
+    scores = rng().random((3, 4, 6))
+    calls: list[Callable[[np.random.Generator], object]] = [
+        lambda g: stats.bootstrap(scores, interquartile_mean, g),
+        lambda g: stats.bootstrap(scores, interquartile_mean, g, Bootstrap(tasks=True)),
+        lambda g: tuple(stats.performance_profile(scores, [0.5], g).low),
+        lambda g: stats.rank_correlation(scores[0].ravel(), scores[1].ravel(), g),
+    ]
+    for call in calls:
+        assert call(rng()) == call(rng()) != call(np.random.default_rng(1))
+
+
+# profiles, improvement, ranks
+
+
+def test_performance_profile_by_hand() -> None:
+    strata = [[0.1, 0.5, 0.9], [0.5, 0.7]]
+    found = stats.performance_profile(strata, [0.0, 0.1, 0.5, 0.6, 0.9], rng())
+    assert found.value == pytest.approx([1.0, 0.8, 0.4, 0.4, 0.0])
+    assert (found.low <= found.value).all() and (found.value <= found.high).all()
+    assert found.low.min() >= 0 and found.high.max() <= 1
+    assert (found.low[0], found.high[-1]) == (1.0, 0.0)  # all runs agree there
+
+
+def test_profile_of_successes_is_their_mean() -> None:
+    strata = [[0.0, 1.0, 1.0, 0.0, 1.0], [1.0, 1.0, 0.0, 1.0]]
+    profile = stats.performance_profile(strata, [0.5], rng())
+    mean = stats.bootstrap(strata, np.mean, rng(), Bootstrap(bounds=(0, 1)))
+    assert (profile.value[0], profile.low[0], profile.high[0]) == pytest.approx((mean.value, mean.low, mean.high))
+
+
+def test_probability_of_improvement_agrees_with_mann_whitney() -> None:
+    g = rng()
+    first, second = ([np.round(g.random(n), 1) for n in counts] for counts in ((5, 8, 3), (4, 8, 6)))  # with ties
+    shares = [reference.mannwhitneyu(x, y).statistic / (len(x) * len(y)) for x, y in zip(first, second, strict=True)]
+    found, back = (stats.probability_of_improvement(*sides) for sides in ((first, second), (second, first)))
+    assert found.value == pytest.approx(np.mean(shares))
+    assert (back.low, back.value, back.high) == pytest.approx((1 - found.high, 1 - found.value, 1 - found.low))
+
+
+def test_interval_of_the_probability_of_improvement_is_wilsons_for_single_runs() -> None:
+    # one run each: every task is one coin toss
+    for wins in range(6):
+        first = [[1.0]] * wins + [[0.0]] * (5 - wins)
+        found = stats.probability_of_improvement(first, [[0.5]] * 5, confidence=0.9)
+        assert (found.low, found.high) == pytest.approx(stats.wilson(wins, 5, 0.9), abs=1e-6)
+    # more runs leave less doubt
+    widths = [np.ptp([f.low, f.high]) for n in (2, 5, 50) if (f := _improvement(n))]
+    assert widths[0] > widths[1] > widths[2] > 0
+
+
+def _improvement(runs: int) -> stats.Estimate:
+    return stats.probability_of_improvement([np.ones(runs)], [np.zeros(runs)])
+
+
+def test_probability_of_improvement_solves_newcombes_equation() -> None:
+    x, y = [3.0, 5.0, 6.0, 8.0], [1.0, 4.0, 7.0]
+    found = stats.probability_of_improvement([x], [y])
+    assert found.value == pytest.approx(8 / 12)
+    for p in (found.low, found.high):
+        either = (1 - p) / (2 - p) + p / (1 + p)
+        assert (p - 8 / 12) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) * (1 + 2.5 * either) / 12, rel=1e-5)
+    assert found.low < 8 / 12 < found.high
+
+
+@pytest.mark.parametrize("sides", [([[1.0]], [[1.0], [2.0]]), ([[]], [[1.0]]), ([], [])])
+def test_probability_of_improvement_needs_a_run_on_every_task(
+    sides: tuple[list[list[float]], list[list[float]]],
+) -> None:
+    with pytest.raises(InputError, match="every task"):
+        stats.probability_of_improvement(*sides)
+
+
+def test_rank_correlation_agrees_with_scipy() -> None:
+    x = np.round(rng().random(30), 1)  # with ties
+    y = np.round(x + np.random.default_rng(1).normal(size=30) / 3, 1)
+    found = stats.rank_correlation(x, y, rng())
+    theirs = reference.bootstrap(
+        (x, y), lambda a, b: reference.spearmanr(a, b).statistic,
+        paired=True, vectorized=False, n_resamples=1000, method="percentile", random_state=1,
+    )  # fmt: skip
+    assert found.value == pytest.approx(reference.spearmanr(x, y).statistic)
+    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.05)
+
+
+def test_rank_correlation_at_its_ends() -> None:
+    x = np.arange(8.0)
+    found = stats.rank_correlation(x, x**3, rng())
+    assert (found.value, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
+    assert stats.rank_correlation(x, -x, rng()).high == pytest.approx(-1.0)
+    lone = np.array([0.0, 0.0, 0.0, 0.0, 1.0])  # a third of the resamples leave the last pair out: no order, no NaN
+    found = stats.rank_correlation(lone, lone, rng())
+    assert (found.value, found.low, found.high) == pytest.approx((1.0, 0.0, 1.0))
+    for short in ([1, 2, 3], [1, 1, 1, 1]):
+        with pytest.raises(InputError, match="four pairs"):
+            stats.rank_correlation(short, np.arange(len(short)), rng())
+
+
+# how many more seeds
+
+
+@pytest.mark.parametrize(("effect", "needed"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
+def test_seeds_to_decide_agrees_with_published_sample_sizes(effect: float, needed: int) -> None:
+    """One-sample t-test, two-sided, level 0.05, power 0.8: the values that G*Power gives for Cohen's effects."""
+    differences = np.array([-1.0, 0.0, 1.0]) + effect  # standard deviation 1
+    assert stats.seeds_to_decide(differences) == needed - 3
+    assert stats.seeds_to_decide(-1000 * differences) == needed - 3
+
+
+@pytest.mark.parametrize("power", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("effect", [0.05, 0.3, 0.45, 0.7, 1.1, 1.9])
+def test_seeds_to_decide_is_the_fewest(effect: float, power: float) -> None:
+    def reached(n: int) -> bool:
+        edge = reference.t.isf(0.025, n - 1)
+        return bool(1 - reference.nct.cdf(edge, n - 1, effect * np.sqrt(n)) >= power)
+
+    more = stats.seeds_to_decide(np.array([-1.0, 0.0, 1.0]) + effect, power)
+    assert more is not None and reached(3 + more) and (more == 1 or not reached(2 + more))
+
+
+def test_seeds_to_decide_reaches_its_power_in_simulation() -> None:
+    differences = np.array([-1.0, 0.0, 1.0]) + 0.7
+    more = stats.seeds_to_decide(differences, power=0.9, level=0.01)
+    assert more is not None
+    draws = rng().normal(0.7, 1.0, size=(20_000, 3 + more))
+    assert (reference.ttest_1samp(draws, 0, axis=1).pvalue < 0.01).mean() == pytest.approx(0.9, abs=0.012)
+
+
+def test_seeds_to_decide_at_its_ends() -> None:
+    assert stats.seeds_to_decide([0.5, 0.6, 0.55]) == 0  # decided already
+    assert stats.seeds_to_decide([0.2, 0.2]) == 0
+    assert stats.seeds_to_decide([-0.5, 0.5]) is None
+    assert stats.seeds_to_decide([0.0, 0.0, 0.0]) is None
+    # a hundredth of a standard deviation: (1.95996 + 0.84162)² · 10⁴ + 1.95996² / 2 = 78490.7
+    assert stats.seeds_to_decide(np.array([-1.0, 0.0, 1.0]) + 0.01) == 78_491 - 3
+    with pytest.raises(InputError, match="two seeds"):
+        stats.seeds_to_decide([0.5])
+
+
+# areas and times
+
+
+def test_areas_of_curves_with_unequal_points() -> None:
+    ramp, same, early = ([0, 100], [0, 1]), ([0, 25, 60, 100], [0, 0.25, 0.6, 1]), ([0, 50, 80], [0, 1, 1])
+    assert stats.areas([ramp, same]) == pytest.approx([0.5, 0.5])
+    with pytest.raises(InputError, match=r"curves 2 \(at 80\) end before 100 control steps"):
+        stats.areas([ramp, same, early])
+    assert stats.areas([ramp, same, early], end=80) == pytest.approx([0.4, 0.4, (25 + 30) / 80])
+    assert stats.areas([ramp])[0] == pytest.approx(float(stats.area(*ramp, 100)))
+    for steps in ([0, 50, 50], [0, 50, 20], []):
+        with pytest.raises(InputError, match="do not increase"):
+            stats.areas([(steps, np.ones(len(steps)))])
+
+
+def test_times_to_a_threshold_are_censored_where_curves_end() -> None:
+    time, reached = stats.times_to([([0, 10, 20], [0, 0.6, 0.2]), ([0, 10, 30], [0, 0.1, 0.4])], 0.5)
+    assert time.tolist() == [10, 30] and reached.tolist() == [True, False]
+
+
+# 6-mercaptopurine arm of Freireich et al. 1963, weeks in remission; the estimates are in every textbook
+WEEKS = [6, 6, 6, 6, 7, 9, 10, 10, 11, 13, 16, 17, 19, 20, 22, 23, 25, 32, 32, 34, 35]
+RELAPSE = [c == "1" for c in "111010100110001100000"]
+
+
+def test_kaplan_meier_of_a_textbook() -> None:
+    found = stats.kaplan_meier(WEEKS, RELAPSE)
+    assert found.time.tolist() == [6, 7, 10, 13, 16, 22, 23]
+    np.testing.assert_allclose(found.share, [0.857, 0.807, 0.753, 0.690, 0.627, 0.538, 0.448], atol=5e-4)
+    np.testing.assert_allclose(found.error(), [0.0764, 0.0869, 0.0963, 0.1068, 0.1141, 0.1282, 0.1346], atol=5e-5)
+    assert found.median() == 23 and found.runs == 21 and found.end == 35
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kaplan_meier_agrees_with_scipy(seed: int) -> None:
+    g = np.random.default_rng(seed)
+    time, reached = g.integers(1, 15, size=30).astype(float), g.random(30) < 0.7
+    found = stats.kaplan_meier(time, reached)
+    theirs = reference.ecdf(reference.CensoredData(uncensored=time[reached], right=time[~reached])).sf
+    np.testing.assert_allclose(found.share, theirs.evaluate(found.time), atol=1e-12)
+    inner = found.share > 0
+    with warnings.catch_warnings():  # scipy has no interval where no run is left
+        warnings.simplefilter("ignore", RuntimeWarning)
+        high = theirs.confidence_interval(0.95).high.evaluate(found.time)
+    expected = np.clip(found.share + 1.959964 * found.error(), 0, 1)
+    np.testing.assert_allclose(high[inner], expected[inner], atol=1e-6)
+
+
+def test_restricted_mean_by_hand() -> None:
+    # reached at 1 (of 3 runs), censored at 2, reached at 3 (of 1): 1 + 2/3 · 2; error (4/3)² / (3 · 2)
+    survival = stats.kaplan_meier([1, 2, 3], [True, False, True])
+    assert survival.share == pytest.approx([2 / 3, 0])
+    assert survival.restricted_mean(3) == pytest.approx((7 / 3, np.sqrt(16 / 9 / 6)))
+    assert survival.restricted_mean(5) == pytest.approx((7 / 3, np.sqrt(16 / 9 / 6)))  # all are there: nothing to add
+    assert survival.restricted_mean(2) == pytest.approx((1 + 2 / 3, np.sqrt(4 / 9 / 6)))
+    assert survival.restricted_mean(0.5) == pytest.approx((0.5, 0.0))
+
+
+def test_restricted_mean_without_censoring_is_the_mean() -> None:
+    time = rng().random(12) * 100
+    capped = np.minimum(time, 60)
+    expected = reference.ttest_1samp(capped, 0).confidence_interval()
+    found = stats.restricted_mean(time, np.ones(12, bool), 60)
+    assert (found.value, found.low, found.high) == pytest.approx((capped.mean(), expected.low, expected.high))
+    # that runs are cut at the horizon changes nothing
+    cut = stats.restricted_mean(capped, time < 60, 60)
+    assert (cut.value, cut.low, cut.high) == pytest.approx((found.value, found.low, found.high))
+
+
+def test_time_to_threshold_that_few_runs_reach() -> None:
+    survival = stats.kaplan_meier([10, 50, 50], [True, False, False])
+    assert survival.median() == np.inf
+    assert stats.kaplan_meier([50, 50], [False, False]).median() == np.inf
+    assert stats.kaplan_meier([50, 50], [False, False]).restricted_mean(50) == (50.0, 0.0)
+    assert stats.kaplan_meier([10, 20, 30, 30], [True, True, False, False]).median() == 20
+    assert stats.restricted_mean([10], [True], 50) == stats.Estimate(10.0, 0.0, 50.0)
+    found = stats.restricted_mean([10, 50, 50], [True, False, False], 50)
+    assert found.low >= 0 and found.high == 50
+    for horizon in (0, 51):
+        with pytest.raises(InputError, match="horizon"):
+            survival.restricted_mean(horizon)
+
+
+@pytest.mark.parametrize(
+    ("time", "reached"),
+    [([], []), ([1, 2], [True]), ([1, 2], [1.0, np.nan]), ([1, np.inf], [True, False]), ([-1], [True])],
+)
+def test_kaplan_meier_refuses_what_is_no_time(time: list[float], reached: list[bool]) -> None:
+    with pytest.raises(InputError, match="time"):
+        stats.kaplan_meier(time, np.array(reached, dtype=float if np.nan in reached else bool))
+
+
+# nothing missing is left out in silence
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda gap: interquartile_mean(gap),  # scipy's trimmed mean would trim the gap away
+        lambda gap: interquartile_mean(gap[None], axis=1),
+        lambda gap: stats.resample(gap[:, None], rng()),
+        lambda gap: stats.paired_difference(gap[:, None], np.zeros((5, 1)), rng()),
+        lambda gap: stats.stratified([np.zeros(5), gap], lambda v: v.mean(axis=1), rng()),
+        lambda gap: stats.bootstrap([np.zeros(5), gap], np.mean, rng()),
+        lambda gap: stats.performance_profile([gap], [0.5], rng()),
+        lambda gap: stats.probability_of_improvement([np.zeros(5)], [gap]),
+        lambda gap: stats.rank_correlation(np.arange(5), gap, rng()),
+        lambda gap: stats.seeds_to_decide(gap),
+        lambda gap: stats.area(np.arange(5), gap, 4),
+        lambda gap: stats.areas([(np.arange(5), gap)]),
+        lambda gap: stats.steps_to(np.arange(5), gap, 0.5),
+        lambda gap: stats.times_to([(np.arange(5), gap)], 0.5),
+        lambda gap: stats.median_steps(list(gap)),
+        lambda gap: stats.kaplan_meier(gap, np.ones(5, bool)),
+    ],
+)
+def test_a_gap_is_refused_with_its_place(call: Callable[[np.ndarray], object]) -> None:  # type: ignore[type-arg]
+    with pytest.raises(InputError, match=r"1 of \d+ values are missing, at .*3.*: finish") as error:
+        call(np.array([0.1, 0.2, 0.3, np.nan, 0.9]))
+    assert "\n" not in str(error.value)
+
+
+def test_counts_that_cannot_be_are_refused() -> None:
+    for bad in (-1, 9, np.nan):
+        with pytest.raises(ValueError, match="attempts"):
+            stats.success_at_k([bad], 8, 4)
+        with pytest.raises(ValueError, match="attempts"):
+            stats.wilson(bad, 8)
