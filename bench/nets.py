@@ -7,8 +7,9 @@ context noise level σ in [0, 1] with c̃ = √ᾱ(σ) c + √(1 − ᾱ(σ)) ε
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench import config as cfg
-from bench import seeding
+from bench import kernels, seeding
 from bench.config import option
 from bench.store import read_json, write_atomic, write_json
 from bench.types import Dims, FloatArray, InputError
@@ -55,12 +56,16 @@ class ContextNoise:
 
     def corrupt(self, c: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
         """c (B, C), σ (B,), ε (B, C) → c̃ (B, C); entries outside the mask pass unchanged (TMRL, forward diffusion)."""
-        table = torch.tensor(self.alpha_bar, dtype=c.dtype, device=c.device)
+        table, mask = (x.to(c.device) for x in self._tensors)
         position = sigma.clamp(0, 1) * (len(table) - 1)
         low = position.floor().long().clamp(max=len(table) - 2)
         alpha = torch.lerp(table[low], table[low + 1], position - low)[:, None]
         noised = alpha.sqrt() * c + (1 - alpha).sqrt() * eps
-        return torch.where(torch.tensor(self.mask, device=c.device), noised, c)
+        return torch.where(mask, noised, c)
+
+    @cached_property
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.alpha_bar), torch.tensor(self.mask)
 
 
 def time_features(t: Tensor, size: int = 16) -> Tensor:
@@ -84,30 +89,42 @@ def zeroed(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
-class ResidualMLP(nn.Module):
-    """v_θ(x, τ, cond, σ): the chunk is flattened; pre-normalised residual blocks."""
+class VelocityNet(nn.Module):
+    """v_θ(x, τ, cond, σ): what τ, s, c̃ and σ say adds up to one drive; `forward(x, drive)` is the subclass's."""
 
-    def __init__(self, dims: Dims, cond: int, config: PolicyConfig) -> None:
-        super().__init__()
-        size, width = dims.chunk * dims.action, config.width
-        self.embed_x = nn.Linear(size, width)
-        self.embed_tau = nn.Linear(16, width)
-        self.embed_cond = nn.Linear(cond, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-            for _ in range(config.blocks)
-        )
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, size))
-        self.embed_sigma = zeroed(nn.Linear(SIGMA_FEATURES, width, bias=False))
+    embed_tau: nn.Module
+    embed_cond: nn.Module
+    embed_sigma: nn.Module
+
+    def time(self, tau: Tensor) -> Tensor:
+        """(B,) → (B, width)."""
+        return self.embed_tau(time_features(tau))  # type: ignore[no-any-return]
 
     def condition(self, cond: Tensor, sigma: Tensor | None) -> Tensor:
         """What does not change along the flow: (B, F), (B,) or None → (B, width)."""
         h: Tensor = self.embed_cond(cond)
         return h if sigma is None else h + self.embed_sigma(sigma_features(sigma))
 
-    def forward(self, x: Tensor, tau: Tensor, condition: Tensor) -> Tensor:
-        """x (B, H, A), τ (B,), condition (B, width) → velocity (B, H, A)."""
-        h = self.embed_x(x.flatten(1)) + self.embed_tau(time_features(tau)) + condition
+
+class ResidualMLP(VelocityNet):
+    """The chunk is flattened; pre-normalised residual blocks."""
+
+    def __init__(self, dims: Dims, cond: int, config: PolicyConfig) -> None:
+        super().__init__()
+        size, width = dims.chunk * dims.action, config.width
+        self.embed_x = kernels.Linear(size, width)
+        self.embed_tau = kernels.Linear(16, width)
+        self.embed_cond = kernels.Linear(cond, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), kernels.Linear(width, width), nn.SiLU(), kernels.Linear(width, width))
+            for _ in range(config.blocks)
+        )
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), kernels.Linear(width, size))
+        self.embed_sigma = zeroed(kernels.Linear(SIGMA_FEATURES, width, bias=False))
+
+    def forward(self, x: Tensor, drive: Tensor) -> Tensor:
+        """x (B, H, A), time + condition (B, width) → velocity (B, H, A)."""
+        h = self.embed_x(x.flatten(1)) + drive
         for block in self.blocks:
             h = h + block(h)
         out: Tensor = self.head(h)
@@ -121,9 +138,9 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.modulate = zeroed(nn.Linear(width, 6 * width))
+        self.qkv, self.out = kernels.Linear(width, 3 * width), kernels.Linear(width, width)
+        self.mlp = nn.Sequential(kernels.Linear(width, 4 * width), nn.GELU(), kernels.Linear(4 * width, width))
+        self.modulate = zeroed(kernels.Linear(width, 6 * width))
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
         """h (B, H, width), condition (B, width) → (B, H, width)."""
@@ -137,37 +154,37 @@ class TransformerBlock(nn.Module):
         return out
 
 
-class Transformer(nn.Module):
-    """v_θ(x, τ, cond, σ): one token per control step, as published for TMRL."""
+class Transformer(VelocityNet):
+    """One token per control step, as published for TMRL."""
 
     def __init__(self, dims: Dims, cond: int, config: PolicyConfig) -> None:
         super().__init__()
         if config.width % config.heads:
             raise InputError(f"policy.width = {config.width} must be a multiple of policy.heads = {config.heads}")
-        self.embed_x = nn.Linear(dims.action, config.width)
+        self.embed_x = kernels.Linear(dims.action, config.width)
         self.position = nn.Parameter(torch.randn(dims.chunk, config.width) * 0.02)
-        self.embed_tau = nn.Linear(16, config.width)
-        self.embed_cond = nn.Sequential(nn.Linear(cond, config.width), nn.SiLU(), nn.Linear(config.width, config.width))
+        self.embed_tau = kernels.Linear(16, config.width)
+        self.embed_cond = nn.Sequential(
+            kernels.Linear(cond, config.width), nn.SiLU(), kernels.Linear(config.width, config.width)
+        )
         self.blocks = nn.ModuleList(TransformerBlock(config.width, config.heads) for _ in range(config.blocks))
-        self.head = zeroed(nn.Linear(config.width, dims.action))
-        self.embed_sigma = zeroed(nn.Linear(SIGMA_FEATURES, config.width, bias=False))
+        self.head = zeroed(kernels.Linear(config.width, dims.action))
+        self.embed_sigma = zeroed(kernels.Linear(SIGMA_FEATURES, config.width, bias=False))
 
-    def condition(self, cond: Tensor, sigma: Tensor | None) -> Tensor:
-        """What does not change along the flow: (B, F), (B,) or None → (B, width)."""
-        h: Tensor = self.embed_cond(cond)
-        return h if sigma is None else h + self.embed_sigma(sigma_features(sigma))
-
-    def forward(self, x: Tensor, tau: Tensor, condition: Tensor) -> Tensor:
-        """x (B, H, A), τ (B,), condition (B, width) → velocity (B, H, A)."""
-        condition = functional.silu(self.embed_tau(time_features(tau)) + condition)
+    def forward(self, x: Tensor, drive: Tensor) -> Tensor:
+        """x (B, H, A), time + condition (B, width) → velocity (B, H, A)."""
+        drive = functional.silu(drive)
         h = self.embed_x(x) + self.position
         for block in self.blocks:
-            h = block(h, condition)
+            h = block(h, drive)
         out: Tensor = self.head(h)
         return out
 
 
-ARCHITECTURES: dict[str, type[ResidualMLP] | type[Transformer]] = {"mlp": ResidualMLP, "transformer": Transformer}
+ARCHITECTURES: dict[str, Callable[[Dims, int, PolicyConfig], VelocityNet]] = {
+    "mlp": ResidualMLP,
+    "transformer": Transformer,
+}
 
 
 class Features(nn.Module):
@@ -254,7 +271,7 @@ class FlowPolicy(nn.Module):
         a, z (B, H, A) in normalised units, weight (B, H) is 0 after the end of an episode, τ (B,).
         """
         x = torch.lerp(a, z, tau[:, None, None])
-        error = self.net(x, tau, self.encode(s, c, sigma, eps)) - (z - a)
+        error = self.net(x, self.net.time(tau) + self.encode(s, c, sigma, eps)) - (z - a)
         mean: Tensor = (error.square().mean(2) * weight).sum() / weight.sum()
         return mean
 
@@ -270,11 +287,9 @@ class FlowPolicy(nn.Module):
     def act(self, s: FloatArray, c: FloatArray, z: FloatArray, sigma: FloatArray, eps: FloatArray) -> FloatArray:
         """(B, S), (B, C), z (B, H, A), σ (B,), ε (B, C) → chunk (B, H, A) within [-1, 1], by Euler from τ = 1 to 0."""
         s_t, c_t, x, sigma_t, eps_t = self._tensors(s, c, z, sigma, eps)
-        condition = self.encode(s_t, c_t, sigma_t, eps_t)
-        steps = self.config.euler_steps
-        for k in range(steps, 0, -1):
-            tau = torch.full((len(x),), k / steps, device=x.device)
-            x = x - self.net(x, tau, condition) / steps
+        condition, steps = self.encode(s_t, c_t, sigma_t, eps_t), self.config.euler_steps
+        for time in reversed(self._times()):
+            x = x.sub(self.net(x, time + condition), alpha=1 / steps)
         return (x * self.a_std + self.a_mean).clamp(-1, 1).cpu().numpy()
 
     @torch.inference_mode()
@@ -287,11 +302,16 @@ class FlowPolicy(nn.Module):
         clean = torch.zeros(len(a), device=a.device)
         condition = self.encode(s_t, c_t, clean, torch.zeros_like(c_t))
         x, steps = (a - self.a_mean) / self.a_std, self.config.euler_steps
-        for k in range(1, steps + 1):
-            after, tau = x, torch.full_like(clean, k / steps)
+        for time in self._times():
+            after, drive = x, time + condition
             for _ in range(iterations):
-                x = after + self.net(x, tau, condition) / steps
+                x = after.add(self.net(x, drive), alpha=1 / steps)
         return x.cpu().numpy()
+
+    def _times(self) -> tuple[Tensor, ...]:
+        """Embeddings (width,) of τ = 1/n, 2/n, …, 1: once for all rows, 20 µs a call instead of 20 µs a step."""
+        steps = self.config.euler_steps
+        return self.net.time(torch.arange(1, steps + 1, device=self.a_mean.device) / steps).unbind()
 
     def _tensors(self, *arrays: FloatArray) -> list[Tensor]:
         device = self.a_mean.device
@@ -348,7 +368,10 @@ class EnsembleLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
+        if not kernels.large(x[0], self.weight[0]):
+            return torch.baddbmm(self.bias, x, self.weight)
+        members = zip(x.unbind(), self.weight.unbind(), self.bias[:, 0].unbind(), strict=True)
+        return torch.stack([kernels.affine(rows, weight, bias) for rows, weight, bias in members])
 
 
 class EnsembleNorm(nn.Module):

@@ -92,7 +92,9 @@ class Trainer:
             for x in (demos.vector(task.state_keys), demos.vector(task.context_keys), demos.actions)
         )
         index, weight = chunk_table(demos.ends, policy.chunk)
-        self.index, self.weight = index.to(self.device), weight.to(self.device)
+        self.index = index.to(self.device)
+        self.inputs = torch.cat([self.s, self.c, weight.to(self.device)], dim=1)  # side by side: one gather a batch
+        self.weight = self.inputs[:, self.dims.state + self.dims.context :]
         self.gradient_steps = 0
         self.seconds = 0.0  # of training, over all resumptions
 
@@ -154,19 +156,22 @@ class Trainer:
         policy = nets.build(self.dims, self.policy_config, positions, noise, seeding.child(self.seed, "init"))
         policy.fit_normaliser(self.s, self.c, self.a)
         policy.to(self.device)
+        actions = (self.a - policy.a_mean) / policy.a_std
+        sizes = [self.dims.state, self.dims.context, self.dims.chunk]
 
         def loss(step: int) -> Tensor:
             rows, z, tau = self.batch(step)
-            chunk = (self.a[self.index[rows]] - policy.a_mean) / policy.a_std
+            s, c, weight = torch.split_with_sizes(self.inputs.index_select(0, rows), sizes, dim=1)
+            chunk = actions.index_select(0, self.index.index_select(0, rows).view(-1)).view_as(z)
             if target_std is not None:
                 draw = torch.randn(chunk.shape, generator=self.generator("target", step)).to(self.device)
-                chunk = chunk + target_std[rows] * draw
+                chunk = torch.addcmul(chunk, target_std.index_select(0, rows), draw)
             level = eps = None
             if noise is not None and sigma is not None:
                 draws = self.generator("context", step)
                 level = sigma(draws, len(rows)).to(self.device)
                 eps = torch.randn((len(rows), self.dims.context), generator=draws).to(self.device)
-            return policy.loss(self.s[rows], self.c[rows], chunk, self.weight[rows], z, tau, level, eps)
+            return policy.loss(s, c, chunk, weight, z, tau, level, eps)
 
         self.fit("flow", policy, loss, self.config.steps, self.config.learning_rate)
         return policy.eval()

@@ -1,34 +1,37 @@
-"""The one RL engine: Stable-Baselines3's SAC with a temperature per action group, fused critics and exact resume.
+"""The one RL engine: Stable-Baselines3's SAC with a temperature per action group, a fast update and exact resume.
 
 SAC: arXiv 1801.01290 and 1812.05905. With one group, two critics and entropy in the target an update equals
 Stable-Baselines3's own to rounding (tested). Differences are options: the minimum is over any number of critics, which
 may have layer normalisation (RLPD, arXiv 2302.02948); entropy may be left out of the critic's target, as in the public
 code of TMRL; part of every batch may come from demonstrations.
+
+The gradients of the update are written out (bench.kernels): only those that are needed are computed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors.torch import save_file
 from stable_baselines3 import SAC
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
-from torch.nn import functional
 
-from bench import nets, seeding
+from bench import kernels, nets, seeding
 from bench.config import option
 from bench.pretraining import load_optimiser, optimiser_tensors
 from bench.store import write_atomic
 from bench.types import FloatArray, Group, InputError
+
+LOG_STD = -20.0, 2.0  # Stable-Baselines3's bounds of the actor's log deviation
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,13 @@ class RLConfig:
 
 
 class CriticEnsemble(nn.Module):
-    """K Q-functions as one batched product; takes the place of Stable-Baselines3's list of networks."""
+    """K Q-functions side by side; takes the place of Stable-Baselines3's list of networks."""
 
     optimizer: torch.optim.Optimizer
 
     def __init__(self, features: int, actions: int, config: RLConfig) -> None:
         super().__init__()
-        self.members = config.critics
+        self.members, self.activation = config.critics, config.activation
         self.q = nets.ensemble_mlp(
             config.critics, features + actions, config.critic, 1, config.activation, config.critic_norm
         )
@@ -78,6 +81,21 @@ class CriticEnsemble(nn.Module):
 
     def set_training_mode(self, mode: bool) -> None:
         self.train(mode)
+
+    def views(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Parameters (or tensors like them) of each member in turn: those of the first, then those of the second, …"""
+        return [t[k] for k in range(self.members) for t in tensors]
+
+    def mlps(self) -> list[kernels.MLP]:
+        """The members one by one: two-dimensional products are as fast as batched ones, or faster with oneDNN."""
+        layers: list[list[Tensor]] = []
+        for module in self.q:
+            if isinstance(module, nets.EnsembleLinear):
+                layers.append([module.weight.detach(), module.bias.detach()[:, 0]])
+            elif isinstance(module, nets.EnsembleNorm):
+                layers[-1] += [module.gain.detach()[:, 0], module.shift.detach()[:, 0]]
+        return [kernels.MLP([kernels.Layer(*(t[k] for t in own)) for own in layers], self.activation)
+                for k in range(self.members)]  # fmt: skip
 
 
 class EnginePolicy(SACPolicy):
@@ -93,6 +111,52 @@ class EnginePolicy(SACPolicy):
         return CriticEnsemble(features[0], actions[0], self.engine)
 
 
+class Replay:
+    """The last transitions, one row each: features (F,), action (D,), features after (F,), reward, terminated."""
+
+    def __init__(self, capacity: int, features: int, actions: int) -> None:
+        self.features, self.actions = features, actions
+        # NumPy's zeros take memory only once they are written
+        self.rows = torch.from_numpy(np.zeros((capacity, 2 * features + actions + 2), np.float32))
+        self.place, self.filled = 0, 0
+
+    def add(self, *parts: FloatArray) -> None:
+        """Store (B, F), (B, D), (B, F), (B,), (B,); a block that does not fit before the end starts again at row 0."""
+        columns = [np.asarray(x, np.float32).reshape(len(parts[0]), -1) for x in parts]
+        if self.place + len(parts[0]) > len(self.rows):
+            self.place = 0
+        end = self.place + len(parts[0])
+        np.concatenate(columns, axis=1, out=self.rows[self.place : end].numpy())
+        self.place, self.filled = end, max(self.filled, end)
+
+    def sample(self, size: int, draws: torch.Generator) -> Tensor:
+        """Rows drawn with replacement, (size, row)."""
+        return self.rows.index_select(0, torch.randint(self.filled, (size,), generator=draws))
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Rows (B, row) → features (B, F), actions (B, D), features after (B, F), reward (B, 1), terminated (B, 1)."""
+        return torch.split_with_sizes(rows, [self.features, self.actions, self.features, 1, 1], dim=1)
+
+
+class Choice(NamedTuple):
+    """Actions of the actor with what its gradient needs, (B, D) each."""
+
+    action: Tensor  # tanh(mean + deviation · noise)
+    slope: Tensor  # 1 − action²
+    density: Tensor  # log-probability of each entry
+    raw: Tensor  # log deviation before it is clamped
+    deviation: Tensor
+
+
+class Losses(NamedTuple):
+    """What an update leaves for the log."""
+
+    residual: Tensor  # Q − target, (K, B)
+    temperatures: Tensor  # (G,)
+    log_prob: Tensor  # (B, G)
+    best: Tensor  # smallest Q of the chosen actions, (B,)
+
+
 class Engine(SAC):
     """SAC over features (F,) and actions in [-1, 1]^D, with the update rewritten for groups and speed.
 
@@ -104,9 +168,8 @@ class Engine(SAC):
         super().__init__(
             EnginePolicy, None, learning_rate=config.learning_rate, batch_size=config.batch, tau=config.polyak,  # type: ignore[arg-type]
             gamma=config.discount, target_entropy=0.0, ent_coef=config.temperature, device="cpu",
-            buffer_size=min(config.buffer, config.decisions + config.envs),
+            buffer_size=1,  # `Replay` takes its place
             _init_setup_model=False,
-            replay_buffer_kwargs={"handle_timeout_termination": False},
             policy_kwargs={
                 "engine": config, "net_arch": {"pi": list(config.actor), "qf": list(config.critic)},
                 "activation_fn": nets.ACTIVATIONS[config.activation], "optimizer_kwargs": {"fused": True},
@@ -119,12 +182,25 @@ class Engine(SAC):
         self.n_envs = config.envs
         with seeding.fence(seeding.child(seed, "init")):
             self._setup_model()
+        rounds = max(1, min(config.buffer, config.decisions + config.envs) // config.envs)
+        self.replay = Replay(rounds * config.envs, features, size)
         self.group_of = torch.cat([torch.full((g.size,), i) for i, g in enumerate(groups)])
+        self.in_group = torch.eye(len(groups))[self.group_of]  # (D, G)
         self.target_entropies = torch.tensor([g.target_entropy for g in groups])
-        initial = torch.full((len(groups),), float(np.log(config.temperature)))
-        self.log_temperatures = initial.requires_grad_(True)
-        self.temperature_optimiser = torch.optim.Adam([self.log_temperatures], lr=config.learning_rate)
-        self.demonstrations: ReplayBuffer | None = None
+        self.log_temperatures = torch.full((len(groups),), float(np.log(config.temperature)))
+        self.temperature_optimiser = torch.optim.Adam([self.log_temperatures], lr=config.learning_rate, fused=True)
+        self.demonstrations: Replay | None = None
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Views of the weights, and optimisers that step on gradients handed to them."""
+        critic: CriticEnsemble = self.critic  # type: ignore[assignment]
+        target: CriticEnsemble = self.critic_target  # type: ignore[assignment]
+        self._critics, self._target_critics = critic.mlps(), target.mlps()
+        self._sources = [p.detach() for p in critic.parameters()]
+        self._targets = [p.detach() for p in target.parameters()]
+        self._critic_adam = kernels.Adam([critic.optimizer], critic.views)
+        self._actor_adam = kernels.Adam([self.actor.optimizer, self.temperature_optimiser])
 
     @property
     def updates(self) -> int:
@@ -134,124 +210,159 @@ class Engine(SAC):
     def sample(self, features: FloatArray, rng: np.random.Generator | None) -> FloatArray:
         """Actions (B, D) in [-1, 1] for features (B, F); the mode without a generator."""
         with torch.inference_mode():
-            mean, log_std, _ = self.actor.get_action_dist_params(torch.from_numpy(features))
+            mean, log_std = self._actor().forward(torch.from_numpy(features)).chunk(2, dim=1)
             if rng is not None:
-                mean = mean + log_std.exp() * torch.from_numpy(rng.standard_normal(mean.shape, np.float32))
+                draw = torch.from_numpy(rng.standard_normal(mean.shape, np.float32))
+                mean = mean + log_std.clamp(*LOG_STD).exp() * draw
             return torch.tanh(mean).numpy()
 
     def remember(
         self, features: FloatArray, after: FloatArray, action: FloatArray, reward: FloatArray, terminated: Any
     ) -> None:
         """Store one round: features (B, F) before and after, action (B, D), reward (B,), terminated (B,) bool."""
-        assert self.replay_buffer is not None
-        self.replay_buffer.add(features, after, action, reward, terminated, [{}] * len(reward))
+        self.replay.add(features, action, after, reward, terminated)
 
     def add_demonstrations(
         self, features: FloatArray, after: FloatArray, action: FloatArray, reward: FloatArray, terminated: Any
     ) -> None:
         """Transitions, (N, F), (N, F), (N, D), (N,), (N,), that `demo_fraction` of every batch is drawn from."""
-        self.demonstrations = ReplayBuffer(
-            len(reward), self.observation_space, self.action_space, "cpu", 1, handle_timeout_termination=False
-        )
-        for row in zip(features, after, action, reward, terminated, strict=True):
-            obs, after_row, action_row, reward_row, done = (np.asarray(x)[None] for x in row)
-            self.demonstrations.add(obs, after_row, action_row, reward_row, done, [{}])
+        self.demonstrations = Replay(len(reward), self.replay.features, self.replay.actions)
+        self.demonstrations.add(features, action, after, reward, terminated)
 
-    def _batch(self, size: int) -> list[Tensor]:
-        assert self.replay_buffer is not None
+    def _batch(self, size: int, draws: torch.Generator) -> Tensor:
+        """Rows (size, row) of the replay buffer and, for their share, of the demonstrations."""
         demos = round(size * self.config.demo_fraction)
         if not demos:
-            return list(self.replay_buffer.sample(size)[:5])
+            return self.replay.sample(size, draws)
         if self.demonstrations is None:
             raise InputError("rl.demo_fraction is above 0, but the engine was given no demonstrations")
-        parts = zip(self.replay_buffer.sample(size - demos)[:5], self.demonstrations.sample(demos)[:5], strict=True)
-        return [torch.cat(pair) for pair in parts]
+        return torch.cat([self.replay.sample(size - demos, draws), self.demonstrations.sample(demos, draws)])
 
     def learn_from_buffer(self, gradient_steps: int) -> dict[str, float]:
         """That many updates; returns the losses of the last. Draws are seeded by the number of updates so far."""
-        with seeding.fence(seeding.child(self.seed_root, "learn", self._n_updates)):
-            return self.train(gradient_steps, self.config.batch)
+        return self.train(gradient_steps, self.config.batch)
 
+    @torch.inference_mode()
     def train(self, gradient_steps: int, batch_size: int = 256) -> dict[str, float]:  # type: ignore[override]
-        """Stable-Baselines3's update order: temperatures, critics, actor, targets."""
-        log: dict[str, Tensor] = {}
+        """`gradient_steps` updates on batches of `batch_size`."""
+        draws = torch.Generator().manual_seed(seeding.child(self.seed_root, "learn", self._n_updates))
+        losses: Losses | None = None
         for _ in range(gradient_steps):
-            features, actions, after, dones, rewards = self._batch(batch_size)
-            chosen, log_prob = self._chosen(features)
-            temperatures = self.log_temperatures.detach().exp()
-            excess = (log_prob.detach() + self.target_entropies).mean(0)
-            self._step(self.temperature_optimiser, -(self.log_temperatures * excess).sum())
-            with torch.no_grad():
-                following, following_log_prob = self._chosen(after)
-                value = self.critic_target(after, following).amin(0)  # type: ignore[attr-defined]
-                if self.config.entropy_in_target:
-                    value = value - following_log_prob @ temperatures[:, None]
-                target = rewards + (1 - dones) * self.gamma * value
-            q = self.critic(features, actions)
-            critic_loss = 0.5 * functional.mse_loss(q, target.expand_as(q), reduction="none").mean((1, 2)).sum()  # type: ignore[attr-defined]
-            self._step(self.critic.optimizer, critic_loss)
-            self.critic.requires_grad_(False)
-            best = self.critic(features, chosen).amin(0)  # type: ignore[attr-defined]
-            actor_loss = (log_prob @ temperatures[:, None] - best).mean()
-            self._step(self.actor.optimizer, actor_loss)
-            self.critic.requires_grad_(True)
-            with torch.no_grad():
-                torch._foreach_lerp_(self._targets, self._sources, self.tau)
-            log = {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach(), "q": best.detach().mean(),
-                   "alpha": temperatures[0], "entropy": -log_prob.detach().sum(1).mean()}  # fmt: skip
+            rows = self._batch(batch_size, draws)
+            losses = self.update(rows, torch.randn((2 * batch_size, self.replay.actions), generator=draws))
         self._n_updates += gradient_steps
-        return {k: float(v) for k, v in log.items()}
+        return self._log(losses) if losses else {}
 
     @staticmethod
-    def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+    def _log(last: Losses) -> dict[str, float]:
+        residual, temperatures, log_prob, best = last
+        log = {
+            "critic_loss": 0.5 * residual.square().mean(1).sum(), "q": best.mean(), "alpha": temperatures[0],
+            "actor_loss": (log_prob @ temperatures - best).mean(), "entropy": -log_prob.sum(1).mean(),
+        }  # fmt: skip
+        return {k: float(v) for k, v in log.items()}
 
-    def _create_aliases(self) -> None:
-        super()._create_aliases()
-        self._sources: list[Tensor] = list(self.critic.parameters())
-        self._targets: list[Tensor] = list(self.critic_target.parameters())
-        self.critic_target.requires_grad_(False)
+    def update(self, rows: Tensor, noise: Tensor) -> Losses:
+        """One gradient step of everything on transitions (B, row), with noise (2B, D) for actions now and after.
 
-    def _chosen(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Reparametrised actions (B, D) and log-probabilities per group (B, G)."""
-        mean, log_std, _ = self.actor.get_action_dist_params(features)
-        draw = torch.randn_like(mean)
-        action = torch.tanh(mean + log_std.exp() * draw)
-        log_prob = -0.5 * draw.square() - log_std - 0.5 * np.log(2 * np.pi) - torch.log(1 - action.square() + 1e-6)
-        if len(self.groups) == 1:
-            return action, log_prob.sum(1, keepdim=True)
-        grouped = torch.zeros(len(mean), len(self.groups)).index_add(1, self.group_of, log_prob)
-        return action, grouped
+        Losses, in Stable-Baselines3's order: −log α_g (log π_g + H̄_g) for the temperatures, ½ Σ_k (Q_k(s, a) − y)² for
+        the critics with y = r + γ (min_k Q̄_k(s', a') − α · log π(a')), α · log π − min_k Q_k(s, ã) for the actor.
+        """
+        features, _, after, reward, terminated = self.replay.split(rows)
+        actor, tape = self._actor(), list[kernels.Saved]()
+        choice = self._choose(actor, torch.cat([features, after]), noise, tape)
+        size, temperatures = len(rows), self.log_temperatures.exp()
+        log_prob = choice.density @ self.in_group
+        following = torch.cat([after, choice.action[size:]], dim=1)
+        value = torch.cat([critic.forward(following) for critic in self._target_critics], dim=1).amin(1)
+        if self.config.entropy_in_target:
+            value -= log_prob[size:] @ temperatures
+        target = reward + (1 - terminated) * self.gamma * value[:, None]
+        residual = self._critic_step(rows[:, : self.replay.features + self.replay.actions], target)
+        now = Choice(*(x[:size] for x in choice))
+        best, slope = self._value_slope(features, now.action)
+        outputs = self._actor_gradient(now, slope, temperatures, noise[:size])
+        tape = [kernels.Saved(*_first(saved, size)) for saved in tape]
+        *gradients, weight, bias = actor.weight_gradients(outputs, tape)
+        half = self.replay.actions
+        heads = [weight[:half], bias[:half], weight[half:], bias[half:]]
+        self._actor_adam.step([*gradients, *heads, -(log_prob[:size] + self.target_entropies).mean(0)])
+        torch._foreach_lerp_(self._targets, self._sources, self.tau)
+        return Losses(residual, temperatures, log_prob[:size], best)
+
+    def _actor(self) -> kernels.MLP:
+        """Mean and log deviation as one network (F,) → (2D,)."""
+        hidden = [m for m in self.actor.latent_pi if isinstance(m, nn.Linear)]
+        heads = [self.actor.mu, self.actor.log_std]
+        layers = [kernels.Layer(m.weight.detach().T, m.bias.detach()) for m in hidden]
+        weight, bias = (torch.cat([getattr(h, name).detach() for h in heads]) for name in ("weight", "bias"))
+        return kernels.MLP([*layers, kernels.Layer(weight.T, bias)], self.config.activation)
+
+    @staticmethod
+    def _choose(actor: kernels.MLP, features: Tensor, noise: Tensor, tape: list[kernels.Saved]) -> Choice:
+        """Reparametrised actions for features (B, F) and noise (B, D)."""
+        mean, raw = actor.forward(features, tape).chunk(2, dim=1)
+        log_std = raw.clamp(*LOG_STD)
+        deviation = log_std.exp()
+        action = torch.addcmul(mean, deviation, noise).tanh_()
+        slope = 1 - action.square()
+        density = torch.addcmul(log_std, noise, noise, value=0.5).add_(0.5 * math.log(2 * math.pi)).neg_()
+        return Choice(action, slope, density.sub_((slope + 1e-6).log_()), raw, deviation)
+
+    def _critic_step(self, inputs: Tensor, target: Tensor) -> Tensor:
+        """Move every critic's value of inputs (B, F + D) to the target (B, 1); returns the errors (K, B)."""
+        gradients, residuals = list[Tensor](), list[Tensor]()
+        for critic in self._critics:
+            tape: list[kernels.Saved] = []
+            residual = critic.forward(inputs, tape).sub_(target)
+            gradients += critic.weight_gradients(residual / len(inputs), tape)
+            residuals.append(residual)
+        self._critic_adam.step(gradients)
+        return torch.cat(residuals, dim=1).T
+
+    def _value_slope(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest value (B,) of (features, action), and the gradient of its mean by the action, (B, D)."""
+        inputs = torch.cat([features, action], dim=1)
+        tapes: list[list[kernels.Saved]] = [[] for _ in self._critics]
+        values = [critic.forward(inputs, tape) for critic, tape in zip(self._critics, tapes, strict=True)]
+        best, index = torch.cat(values, dim=1).min(1, keepdim=True)
+        slope = torch.zeros_like(action)
+        for k, (critic, tape) in enumerate(zip(self._critics, tapes, strict=True)):
+            slope += critic.input_gradient((index == k) / len(best), tape, self.replay.features)
+        return best[:, 0], slope
+
+    def _actor_gradient(self, now: Choice, slope: Tensor, temperatures: Tensor, noise: Tensor) -> Tensor:
+        """The loss's gradient by mean and log deviation, (B, 2D), from that of the mean value by the action, (B, D)."""
+        weight = temperatures[self.group_of] / len(noise)  # of each entry's log-probability in the loss
+        by_action = torch.addcdiv(slope.neg(), 2 * weight * now.action, now.slope + 1e-6)
+        by_mean = by_action * now.slope
+        by_log_std = torch.addcmul(-weight, by_mean * now.deviation, noise)
+        low, high = LOG_STD
+        by_log_std *= (now.raw >= low) & (now.raw <= high)
+        return torch.cat([by_mean, by_log_std], dim=1)
 
     def get_state(self) -> dict[str, Tensor]:
         """Everything an exact continuation needs, as named tensors."""
-        buffer = self.replay_buffer
-        assert buffer is not None
-        filled = buffer.buffer_size if buffer.full else buffer.pos
         tensors = {f"policy.{k}": v for k, v in self.policy.state_dict().items()}
         for name, optimiser in self._optimisers().items():
             tensors |= optimiser_tensors(optimiser, name)
-        for name in ("observations", "next_observations", "actions", "rewards", "dones"):
-            tensors[f"buffer.{name}"] = torch.from_numpy(getattr(buffer, name)[:filled])
-        counters = torch.tensor([buffer.pos, int(buffer.full), self._n_updates])
-        return tensors | {"log_temperatures": self.log_temperatures, "counters": counters}
+        replay = self.replay
+        counters = torch.tensor([replay.place, self._n_updates])
+        return tensors | {
+            "replay": replay.rows[: replay.filled], "log_temperatures": self.log_temperatures, "counters": counters
+        }  # fmt: skip
 
     def set_state(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `get_state`."""
-        buffer = self.replay_buffer
-        assert buffer is not None
         self.policy.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("policy.")})
         for name, optimiser in self._optimisers().items():
             load_optimiser(optimiser, dict(tensors), name)
-        for name in ("observations", "next_observations", "actions", "rewards", "dones"):
-            saved = tensors[f"buffer.{name}"].numpy()
-            getattr(buffer, name)[: len(saved)] = saved
-        buffer.pos, full, self._n_updates = (int(x) for x in tensors["counters"])
-        buffer.full = bool(full)
-        with torch.no_grad():
-            self.log_temperatures.copy_(tensors["log_temperatures"])
+        self._critic_adam.bind()
+        self._actor_adam.bind()
+        self.replay.filled = len(tensors["replay"])
+        self.replay.rows[: self.replay.filled] = tensors["replay"]
+        self.replay.place, self._n_updates = (int(x) for x in tensors["counters"])
+        self.log_temperatures.copy_(tensors["log_temperatures"])
 
     def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
         return {"actor_adam": self.actor.optimizer, "critic_adam": self.critic.optimizer,
@@ -261,6 +372,11 @@ class Engine(SAC):
         """Actor, critics and temperatures as safetensors."""
         tensors = {k: v for k, v in self.get_state().items() if k.startswith("policy.") or k == "log_temperatures"}
         save_tensors(path, tensors)
+
+
+def _first(saved: kernels.Saved, rows: int) -> tuple[Any, ...]:
+    """The first rows of what a layer saved."""
+    return saved.inputs[:rows], tuple(x[:rows] for x in saved.active), tuple(x[:rows] for x in saved.normed)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

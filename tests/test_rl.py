@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import SAC
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
-from bench import rl, seeding
+from bench import kernels, rl, seeding
+from bench.nets import ACTIVATIONS
 from bench.types import Group, InputError
 
 FEATURES, ACTIONS = 5, 3
@@ -37,28 +43,29 @@ def engine(*sizes: int, seed: int = 0, **options: object) -> rl.Engine:
     return rl.Engine(FEATURES, groups(*sizes), rl.RLConfig(**settings), seed)  # type: ignore[arg-type]
 
 
-def fill(model: rl.Engine | SAC, rounds: int = 60, seed: int = 0) -> None:
+def fill(model: rl.Engine, rounds: int = 60, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(rounds):
         now, after = rng.standard_normal((2, 2, FEATURES), np.float32)
         action = rng.uniform(-1, 1, (2, ACTIONS)).astype(np.float32)
         reward, done = rng.random(2).astype(np.float32), rng.random(2) < 0.2
-        assert model.replay_buffer is not None
-        model.replay_buffer.add(now, after, action, reward, done, [{}, {}])
+        model.remember(now, after, action, reward, done)
 
 
-def reference() -> SAC:
-    """Stable-Baselines3's SAC with the settings of `engine(ACTIONS)`."""
+def reference(options: Mapping[str, Any]) -> SAC:
+    """Stable-Baselines3's SAC with the settings of `engine(ACTIONS, **options)`."""
+    net_arch = {"pi": list(options.get("actor", (16, 16))), "qf": list(options.get("critic", (16, 16)))}
     with seeding.fence(1):
         model = SAC(
-            "MlpPolicy", Space(), batch_size=32, gamma=0.99, tau=0.005, learning_rate=3e-4, ent_coef="auto_0.005",
-            buffer_size=402, policy_kwargs={"net_arch": [16, 16]}, _init_setup_model=False, device="cpu",
-            replay_buffer_kwargs={"handle_timeout_termination": False},
+            "MlpPolicy", Space(), gamma=0.99, tau=0.005, learning_rate=3e-4, ent_coef="auto_0.005", buffer_size=2,
+            policy_kwargs={
+                "net_arch": net_arch, "n_critics": options.get("critics", 2),
+                "activation_fn": ACTIVATIONS[options.get("activation", "relu")],
+            },
+            _init_setup_model=False, device="cpu",
         )  # fmt: skip
         model.n_envs = 2
         model._setup_model()
-    from stable_baselines3.common.logger import Logger
-
     model.set_logger(Logger(None, []))
     return model
 
@@ -75,24 +82,78 @@ def copy_weights(source: SAC, target: rl.Engine) -> None:
                 layer.bias.copy_(torch.stack([net[i].bias[None] for net in nets]))
 
 
-def test_one_group_and_two_critics_equal_stable_baselines3() -> None:
-    theirs, ours = reference(), engine(ACTIONS)
+def replayed(theirs: SAC, rows: list[torch.Tensor], noise: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stable-Baselines3's own `train`, fed with batches (B, row) and noise (2B, D)."""
+    batches = [x.split([FEATURES, ACTIONS, FEATURES, 1, 1], dim=1) for x in rows]
+    samples = iter([ReplayBufferSamples(now, act, after, done, reward) for now, act, after, reward, done in batches])
+    halves = iter([half for pair in noise for half in pair.chunk(2)])
+    monkeypatch.setattr(theirs.replay_buffer, "sample", lambda *args, **kwargs: next(samples))
+    monkeypatch.setattr("torch.distributions.normal._standard_normal", lambda *args, **kwargs: next(halves))
+    theirs.train(len(rows), len(rows[0]))
+    assert next(samples, None) is None and next(halves, None) is None
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"critics": 5, "activation": "mish"},
+    {"activation": "silu", "actor": (24, 16, 8), "critic": (24, 8)},
+    {"activation": "tanh", "batch": 48},
+    {"actor": (256, 256), "critic": (256, 256), "batch": 256},  # large enough for oneDNN's products
+]
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=lambda o: "-".join(o) or "plain")
+def test_updates_equal_those_of_stable_baselines3(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = reference(options), engine(ACTIONS, **options)
     copy_weights(theirs, ours)
-    fill(theirs)
     fill(ours)
-    updates = 20
-    with seeding.fence(7):
-        theirs.train(updates, 32)
-    with seeding.fence(7):
-        ours.train(updates, 32)
-    fresh = engine(ACTIONS)
+    rows, noise, update = [], [], ours.update
+
+    def watched(batch: torch.Tensor, draw: torch.Tensor) -> rl.Losses:
+        rows.append(batch.clone())
+        noise.append(draw.clone())
+        return update(batch, draw)
+
+    monkeypatch.setattr(ours, "update", watched)
+    ours.learn_from_buffer(20)
+    replayed(theirs, [x.clone() for x in rows], [x.clone() for x in noise], monkeypatch)
+    fresh = engine(ACTIONS, **options)
     copy_weights(theirs, fresh)
     for part in ("actor", "critic", "critic_target"):
         expected, found = getattr(fresh, part).state_dict(), getattr(ours, part).state_dict()
         for name, value in expected.items():
-            assert torch.allclose(value, found[name], rtol=1e-4, atol=2e-6), (part, name)
+            assert torch.allclose(value, found[name], rtol=1e-4, atol=1e-5), (
+                part,
+                name,
+                (value - found[name]).abs().max(),
+            )
     assert theirs.log_ent_coef is not None
     assert ours.log_temperatures.item() == pytest.approx(theirs.log_ent_coef.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["relu", "mish", "silu", "tanh"])
+def test_gradients_of_critics_with_norm_equal_autograd(activation: str) -> None:
+    """What Stable-Baselines3 has no option for; and the gradient by the inputs."""
+    critic = engine(3, critics=3, critic_norm=True, activation=activation).critic
+    assert isinstance(critic, rl.CriticEnsemble)
+    with torch.no_grad():
+        for p in critic.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    draws = torch.Generator().manual_seed(0)
+    x = (3 * torch.randn((32, FEATURES + 3), generator=draws)).requires_grad_(True)
+    weight = torch.randn((3, 32, 1), generator=draws)
+    out = critic(x[:, :FEATURES], x[:, FEATURES:])
+    expected = torch.autograd.grad((out * weight).sum(), [x, *critic.parameters()])
+    found, by_input = list[torch.Tensor](), torch.zeros(32, 3)
+    for mlp, w, value in zip(critic.mlps(), weight, out, strict=True):
+        tape: list[kernels.Saved] = []
+        with torch.inference_mode():
+            assert torch.allclose(mlp.forward(x.detach(), tape), value, atol=1e-5)
+            found += mlp.weight_gradients(w, tape)
+            by_input = by_input + mlp.input_gradient(w, tape, FEATURES)
+    assert torch.allclose(by_input, expected[0][:, FEATURES:], atol=1e-5)
+    for mine, theirs in zip(found, critic.views(list(expected[1:])), strict=True):
+        assert torch.allclose(mine.view_as(theirs), theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_update_moves_weights_beyond_the_tolerance_of_that_comparison() -> None:
@@ -104,18 +165,16 @@ def test_update_moves_weights_beyond_the_tolerance_of_that_comparison() -> None:
     assert all(moved)
 
 
-def test_log_probabilities_of_groups_add_up() -> None:
+def test_log_probabilities_of_groups_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, split = engine(3), engine(2, 1)
     split.policy.load_state_dict(whole.policy.state_dict())
-    features = torch.randn((8, FEATURES), generator=torch.Generator().manual_seed(0))
-    with seeding.fence(0):
-        action, total = whole._chosen(features)
-    with seeding.fence(0):
-        same, parts = split._chosen(features)
-    assert torch.equal(action, same) and parts.shape == (8, 2)
-    assert torch.allclose(parts.sum(1), total[:, 0], atol=1e-5)
-    _, theirs = whole.actor.action_log_prob(features)
-    assert theirs.shape == (8,)
+    fill(whole)
+    rows, noise = whole.replay.rows[:8], torch.randn((16, 3), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("torch.distributions.normal._standard_normal", lambda *args, **kwargs: noise[:8])
+    _, expected = whole.actor.action_log_prob(rows[:, :FEATURES])
+    total, parts = (model.update(rows, noise).log_prob for model in (whole, split))
+    assert total.shape == (8, 1) and parts.shape == (8, 2)
+    assert torch.allclose(parts.sum(1), total[:, 0], atol=1e-5) and torch.allclose(total[:, 0], expected, atol=1e-5)
 
 
 def test_each_group_has_a_temperature_of_its_own() -> None:
@@ -158,8 +217,18 @@ def test_demonstrations_fill_their_share_of_a_batch() -> None:
         model.learn_from_buffer(1)
     zeros = np.zeros((9, FEATURES), np.float32)
     model.add_demonstrations(zeros, zeros, np.zeros((9, 3), np.float32), np.full(9, 5.0, np.float32), np.ones(9, bool))
-    rewards = model._batch(32)[4]
-    assert len(rewards) == 32 and int((rewards == 5).sum()) == 8
+    reward = model.replay.split(model._batch(32, torch.Generator().manual_seed(0)))[3]
+    assert len(reward) == 32 and int((reward == 5).sum()) == 8
+
+
+def test_replay_forgets_the_oldest() -> None:
+    replay = rl.Replay(6, 2, 1)
+    for k in range(5):
+        replay.add(*(np.full((2, n), k) for n in (2, 1, 2)), np.full(2, 10 + k), np.full(2, k % 2 == 1))
+    features, action, after, reward, terminated = replay.split(replay.rows)
+    assert features[:, 0].tolist() == [3, 3, 4, 4, 2, 2] == action[:, 0].tolist() == after[:, 1].tolist()
+    assert reward[:, 0].tolist() == [13, 13, 14, 14, 12, 12] and terminated[:, 0].tolist() == [1, 1, 0, 0, 0, 0]
+    assert set(replay.sample(100, torch.Generator().manual_seed(0))[:, 0].tolist()) == {2, 3, 4}
 
 
 def test_learns_a_bandit() -> None:
@@ -183,5 +252,5 @@ def test_one_seeded_update_gives_the_stored_numbers() -> None:
     model = engine(2, 1)
     fill(model)
     found = model.learn_from_buffer(3)
-    stored = {"critic_loss": 0.297015, "actor_loss": 0.329609, "q": -0.338239, "alpha": 0.004997, "entropy": 1.727113}
+    stored = {"critic_loss": 0.272474, "actor_loss": 0.324942, "q": -0.335172, "alpha": 0.004997, "entropy": 2.047244}
     assert found == pytest.approx(stored, rel=1e-3, abs=1e-5)
