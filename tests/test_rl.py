@@ -38,6 +38,8 @@ def engine(*sizes: int, seed: int = 0, **options: object) -> rl.Engine:
         "actor": (16, 16),
         "critic": (16, 16),
         "critic_norm": False,
+        "entropy_in_target": True,
+        "bounded_value": False,
         "decisions": 400,
     } | options
     return rl.Engine(FEATURES, groups(*sizes), rl.RLConfig(**settings), seed)  # type: ignore[arg-type]
@@ -195,6 +197,23 @@ def test_entropy_may_be_left_out_of_the_target() -> None:
         model.learn_from_buffer(3)
         states.append(model.critic.state_dict())
     assert any(not torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+@pytest.mark.parametrize("says", [-4.0, 7.0])
+def test_values_in_the_target_stay_within_what_success_can_pay(says: float, bounded: bool) -> None:
+    model = engine(3, bounded_value=bounded, entropy_in_target=False)
+    fill(model)
+    with torch.no_grad():
+        for name, weights in model.critic_target.named_parameters():
+            weights.fill_(says if name.endswith("bias") and len(weights.flatten()) == 2 else 0.0)
+    rows = model._batch(32, torch.Generator().manual_seed(0))
+    features, actions, _, reward, terminated = model.replay.split(rows)
+    now = model.critic(features, actions)[:, :, 0].clone()  # type: ignore[attr-defined]
+    targets = now - model.update(rows, torch.zeros((64, 3))).residual
+    value = float(np.clip(says, 0, 1)) if bounded else says
+    expected = (reward + (1 - terminated) * model.gamma * value)[:, 0]
+    assert torch.allclose(targets, expected.expand_as(targets), atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"critics": 5, "critic_norm": True, "activation": "mish"}])
