@@ -32,7 +32,8 @@ class Parser(argparse.ArgumentParser):
         words = message.split()
         wrong = next((w for w in words if w.startswith("--")), "")
         options = self.options()
-        guess = cfg.nearest(wrong, options) if wrong and wrong not in options else ""
+        unknown = wrong not in options or message.startswith("unrecognized")  # here, if another subcommand has it
+        guess = cfg.nearest(wrong, [o for o in options if o != wrong]) if wrong and unknown else ""
         raise InputError(f"{message}{guess}; see `{self.prog} --help`")
 
     def options(self) -> list[str]:
@@ -59,6 +60,7 @@ def parser() -> Parser:
     run.add_argument("--jobs", type=int, default=default_jobs(), help="worker processes (default: the cores)")
     run.add_argument("--dry-run", action="store_true", help="show the cells and stages, and run nothing")
     run.add_argument("--no-tracking", action="store_true", help="do not log to MLflow (`sync` can do it later)")
+    study = _study_options(commands)
 
     report = commands.add_parser("report", help="tables, figures and one HTML page of a run")
     report.add_argument("--out", type=Path, help="folder to write to (default: report/ in the run's folder)")
@@ -69,14 +71,43 @@ def parser() -> Parser:
     show.add_argument("run", nargs="?", help="id of the run (default: the latest)")
     for command in (report, sync, ui):
         command.add_argument("--run", help="id of the run (default: the latest)")
-    for command in (run, sync, ui):
+    for command in (run, study, sync, ui):
         command.add_argument("--tracking-uri", help="MLflow store or server (default: mlflow.db in the results folder)")
     listing = commands.add_parser("list", help="methods, tasks, profiles and runs")
     listing.add_argument("--keys", action="store_true", help="every configuration key with default, unit and range")
-    for command in (run, report, sync, ui, show, listing):
+    for command in (run, study, report, sync, ui, show, listing):
         command.add_argument("--results", type=Path, default=Path(RESULTS), help=f"results folder (default: {RESULTS})")
+    perf = commands.add_parser("perf", help="measure speed, each figure beside its baseline")
+    perf.add_argument("--methods", default="all", help="all, or ids separated by commas (default: all)")
+    perf.add_argument("--tasks", help="all, suites or suite/task, separated by commas (default: the quick profile's)")
+    perf.add_argument("--quick", action="store_true", help="under two minutes: the last method alone, shorter turns")
+    perf.add_argument("--results", type=Path, default=Path(RESULTS), help=f"results folder (default: {RESULTS})")
     commands.add_parser("doctor", help="check versions and suites, and say how to mend them")
     return top
+
+
+def _study_options(commands: Any) -> Any:
+    """The options of `study`; with `--methods`, `--tasks` and the like as in `run`."""
+    study = commands.add_parser("study", help="search for a method's best setting; a killed study goes on")
+    study.add_argument("--methods", "--method", help="all, or ids separated by commas; one study each (default: all)")
+    study.add_argument("--tasks", help="all, suites or suite/task, separated by commas (default: the profile's tasks)")
+    study.add_argument("--space", help="what to search: noise, schedule, rl, all, or fields, separated by commas")
+    study.add_argument("--grid", action="append", default=[], metavar="KEY=V1,V2", help="sweep these values instead")
+    study.add_argument("--trials", type=int, help="settings to try (default: 20)")
+    study.add_argument("--seeds", default="3", help="tuning seeds of each trial: a number or a list (default: 3)")
+    study.add_argument("--best", type=int, default=3, help="best settings re-tested beside the default (default: 3)")
+    study.add_argument("--retest-seeds", type=int, default=3, help="fresh seeds of the re-test (default: 3)")
+    words, what = ("auto", "yes", "no"), "move the best setting's parameters one by one (auto: if the trials cost more)"
+    study.add_argument("--sensitivity", choices=words, default=words[0], help=what)
+    study.add_argument("--storage", help="database URL or journal file (default: journal.log in the study's folder)")
+    study.add_argument("--name", help="name of the study (default: made from what is studied)")
+    study.add_argument("--seed", type=int, default=0, help="seed of the sampler (default: 0)")
+    study.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: {DEFAULT_PROFILE})")
+    study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a key; over the file")
+    study.add_argument("--config", type=Path, help="a TOML file as `run` takes it")
+    study.add_argument("--jobs", type=int, default=default_jobs(), help="trials side by side (default: the cores)")
+    study.add_argument("--no-tracking", action="store_true", help="do not log to MLflow")
+    return study
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,6 +202,13 @@ def command_run(args: argparse.Namespace) -> int:
     report.show(store, folder)
     print(f"report: {page}\ncompare in MLflow: python -m bench ui" + _results_option(args))
     return _failures(plan, board)
+
+
+def command_study(args: argparse.Namespace) -> int:
+    """Search, re-test, report."""
+    from bench import study
+
+    return study.command(args, request_of(args))
 
 
 def _results_option(args: argparse.Namespace) -> str:
@@ -309,6 +347,16 @@ def command_list(args: argparse.Namespace) -> int:
         for folder in Store(args.results).runs():
             record = read_json(folder / "run.json")
             print(f"  {folder.name:20} {len(record['cells'])} cells, {' '.join(record['command'])}")
+    return 0
+
+
+def command_perf(args: argparse.Namespace) -> int:
+    """Measure speed; writes JSON and tables under perf/ in the results folder."""
+    methods, tasks = registry.select_methods(args.methods), registry.select_tasks(args.tasks, DEFAULT_PROFILE)
+    Store(args.results)  # says if it cannot be written
+    from bench import perf
+
+    print(f"figures: {perf.run(methods[-1:] if args.quick else methods, tasks, args.quick, args.results)}")
     return 0
 
 

@@ -41,7 +41,7 @@ class Pretraining(SteeringConfig):
     )  # fmt: skip
     end: float = option(
         PUBLISHED_END, "ᾱ(1): share of the context's variance left at σ = 1; 0 is pure noise", low=0.0, high=1.0,
-        stage="pretrain", search={"space": "noise", "low": 1e-3, "high": 0.6, "log": True},
+        stage="pretrain", search={"space": "noise", "low": 1e-3, "high": 0.6, "log": True, "axis": "level"},
     )  # fmt: skip
     sigma_training: str = option(
         "mixed", "distribution of σ in training: U(0, 1) as published, mixed with σ = 0, or always 0",
@@ -52,8 +52,9 @@ class Pretraining(SteeringConfig):
         0.5, "share of samples with σ = 0 when sigma_training is mixed", low=0.0, high=1.0, stage="pretrain"
     )
     noised: tuple[str, ...] = option(
-        (), "context keys that are noised; empty: all", stage="pretrain", context_keys=True
-    )
+        (), "context keys that are noised; empty: all", stage="pretrain", context_keys=True,
+        search={"space": "noise", "choices": "context"},
+    )  # fmt: skip
     raw: bool = option(False, "noise raw coordinates, as published, instead of normalised ones", stage="pretrain")
 
 
@@ -63,18 +64,22 @@ class Config(Pretraining):
 
     schedule: str = option(
         "constant", "σ during fine-tuning", choices=("constant", "linear", "cosine", "exponential", "success"),
-        search={"space": "schedule", "choices": ("constant", "linear", "cosine", "exponential", "success")},
+        search={"space": "schedule", "choices": ("constant", "linear", "cosine", "exponential", "success"),
+                "axis": "schedule"},
     )  # fmt: skip
     start: float | None = option(
         None, "σ at the start; auto: the one with the best Success@1 on the selection states", low=0.0, high=1.0,
-        search={"space": "schedule", "low": 0.0, "high": 1.0},
+        search={"space": "schedule", "low": 0.0, "high": 1.0, "axis": "level"},
     )  # fmt: skip
     stop: float = option(
-        0.0, "σ at the end of a schedule", low=0.0, high=1.0, search={"space": "schedule", "low": 0.0, "high": 0.5}
-    )
+        0.0, "σ at the end of a schedule", low=0.0, high=1.0,
+        search={"space": "schedule", "low": 0.0, "high": 0.5,
+                "when": {"schedule": ("linear", "cosine", "exponential", "success")}},
+    )  # fmt: skip
     length: float = option(
         0.5, "length of a schedule", unit="share of the decisions", low=0.01, high=1.0,
-        search={"space": "schedule", "low": 0.1, "high": 1.0},
+        search={"space": "schedule", "low": 0.1, "high": 1.0,
+                "when": {"schedule": ("linear", "cosine", "exponential")}},
     )  # fmt: skip
 
 

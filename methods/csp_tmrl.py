@@ -25,7 +25,7 @@ class Config(csp.Pretraining):
 
     sigma_bound: float = option(
         1.0, "largest σ the agent may choose", low=0.0, high=1.0,
-        search={"space": "noise", "low": 0.1, "high": 1.0},
+        search={"space": "noise", "low": 0.1, "high": 1.0, "axis": "level"},
     )  # fmt: skip
     learn_eps: bool = option(
         True,
@@ -34,7 +34,7 @@ class Config(csp.Pretraining):
     )
     eps_bound: float = option(
         1.5, "ε lies in [−bound, bound] if learned", unit="deviations", low=0.0, high=10.0,
-        search={"space": "noise", "low": 0.5, "high": 3.0},
+        search={"space": "noise", "low": 0.5, "high": 3.0, "when": {"learn_eps": (True,)}},
     )  # fmt: skip
 
 

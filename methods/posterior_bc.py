@@ -36,7 +36,7 @@ class Config(SteeringConfig):
     }
     alpha: float = option(
         1.0, "share of the posterior spread added to the targets", low=0.0, high=10.0, stage="pretrain",
-        search={"space": "noise", "low": 0.25, "high": 4.0, "log": True},
+        search={"space": "noise", "low": 0.25, "high": 4.0, "log": True, "axis": "level"},
     )  # fmt: skip
     members: int = option(10, "K: bootstrap networks", low=2, high=100, stage="pretrain")
     width: int = option(256, "width of their three hidden layers (published: 512)", low=8, stage="pretrain")

@@ -1,0 +1,312 @@
+"""`bench perf`: what the harness costs, each figure beside its baseline, measured in turns on one core.
+
+Environment steps, gradient steps and pretraining steps are per second of CPU time of one thread. A cell's shares are
+those of the profile's budget, put together from the cost of a round of decisions, of an evaluation and of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench import registry
+from bench.executor import Board, Executor, Key, Status
+from bench.nets import FlowPolicy
+from bench.perf_updates import updates
+from bench.plan import Cell as PlannedCell
+from bench.plan import Plan, Request, make_plan
+from bench.pretraining import Trainer
+from bench.stages import demos, finetune
+from bench.stages.common import Reporter
+from bench.store import LIBRARIES, Store, commit, versions, with_python, write_atomic, write_json
+from bench.timing import Clock, Rate, in_turns
+
+SHARE_OF_DEMOS = 10  # a cell is timed with one in so many demonstrations
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long is measured."""
+
+    turns: int  # of the variants of a comparison
+    seconds: float  # of CPU time for each variant in a turn
+    cell_seconds: float  # of decisions in a cell
+    pretrain_steps: int
+    scaling_decisions: int  # of each of the cells that 1 and 2 workers share
+
+
+FULL = Size(turns=9, seconds=1.0, cell_seconds=15.0, pretrain_steps=600, scaling_decisions=8000)
+QUICK = Size(turns=3, seconds=0.25, cell_seconds=3.0, pretrain_steps=150, scaling_decisions=2400)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Where the time goes, in shares of the whole, and the speed."""
+
+    name: str
+    per_second: float  # decisions or gradient steps
+    shares: dict[str, float]
+
+
+def environments(size: Size, say: Callable[[str], None]) -> dict[str, list[Rate]]:
+    """Control steps per second of every simulator: stock first, and the ways to the same that the suite offers."""
+    found = {}
+    for suite in registry.suites().values():
+        for name, variants in getattr(suite, "speeds", dict)().items():
+            say(f"environment steps: {name}")
+            found[name] = in_turns(variants, size.turns, size.seconds)
+    return found
+
+
+def prepare(store: Store, planned: PlannedCell, say: Callable[[str], None]) -> None:
+    """Run, in this process, what a cell needs before fine-tuning."""
+    for unit in planned.units[:-1]:
+        entry = store.entry(unit.stage, unit.key)
+        if entry.status() != "done":
+            say(f"{planned.name}: {unit.stage}")
+            entry.folder.mkdir(parents=True, exist_ok=True)
+            importlib.import_module(f"bench.stages.{unit.stage}").run(store, entry, unit, Reporter())
+
+
+def request(methods: tuple[str, ...], tasks: tuple[str, ...], seeds: tuple[int, ...], size: Size) -> Request:
+    """The quick profile with few demonstrations, little pretraining, and learning from the start."""
+    small = {"pretrain.steps": 20, "coverage.states": 1, "coverage.selection_states": 1, "coverage.attempts": 1,
+             "coverage.sigmas": (0.0,)}  # fmt: skip
+    demos = {t: {"demos.count": registry.task(t).demo_count // SHARE_OF_DEMOS} for t in tasks}
+    return Request(methods, tasks, seeds, "quick", small, demos)
+
+
+def cell_shares(store: Store, planned: PlannedCell, size: Size, say: Callable[[str], None]) -> Shares:
+    """Times the rounds, one evaluation and one checkpoint of a cell; puts together its whole budget."""
+    prepare(store, planned, say)
+    say(f"{planned.name}: fine-tuning")
+    unit = planned.units[-1]
+    entry = store.entry(unit.stage, unit.key)
+    entry.folder.mkdir(parents=True, exist_ok=True)
+    cell = finetune.Cell(store, entry, unit, Reporter())
+    config, evaluation = cell.config, cell.evaluation
+    while cell.counters.decisions < config.random_decisions + config.envs:
+        cell.one_round()
+    clock, rounds = Clock("harness"), 0
+    with ExitStack() as patches:
+        watch(clock, cell, patches)
+        clock.start()
+        end = time.perf_counter() + size.cell_seconds
+        while time.perf_counter() < end:
+            cell.one_round()
+            rounds += 1
+        spent = clock.stop()
+    seconds = {label: s * config.decisions / (rounds * config.envs) for label, s in spent.items()}
+    for label, work in (("evaluation", cell.evaluate), ("harness", cell.save)):
+        begun = time.perf_counter()
+        work()
+        seconds[label] = seconds.get(label, 0.0) + (time.perf_counter() - begun) * (evaluation.points + 1)
+    total = sum(seconds.values())
+    shares = {label: s / total for label, s in seconds.items()}
+    return Shares(planned.name, config.decisions / total, shares)
+
+
+def watch(clock: Clock, cell: finetune.Cell, patches: ExitStack) -> None:
+    """Put the clock on the parts of a cell; what is left of a round is the harness's own."""
+    for env in cell.steered.envs:
+        for method in ("step_chunk" if hasattr(env, "step_chunk") else "step", "reset"):
+            patches.enter_context(clock.watch(env, method, "simulation"))
+    for owner, method, label in (
+        (cell.policy, "act", "policy"), (cell.policy, "features", "policy"), (cell.engine, "sample", "policy"),
+        (cell.engine, "learn_from_buffer", "update"),
+    ):  # fmt: skip
+        patches.enter_context(clock.watch(owner, method, label))
+
+
+def pretraining(store: Store, planned: PlannedCell, size: Size, say: Callable[[str], None]) -> Shares:
+    """Gradient steps per second of plain cloning, and the shares of forward, backward, optimiser and the rest."""
+    say(f"{planned.task}: pretraining")
+    unit = next(u for u in planned.units if u.stage == "demos")
+    task = registry.task(unit.spec["task"])
+    config = dataclasses.replace(planned.settings.pretrain, steps=size.pretrain_steps)
+    clock = Clock("preparation")
+    data = demos.load(store.entry("demos", unit.key), task)
+    trainer = Trainer(task, data, planned.settings.policy, config, 0, store.root / "timed" / unit.key)
+    with ExitStack() as patches:
+        for owner, method, label in (
+            (FlowPolicy, "loss", "forward"), (torch.Tensor, "backward", "backward"),
+            (torch.optim.AdamW, "step", "optimiser"),
+        ):  # fmt: skip
+            patches.enter_context(clock.watch(owner, method, label))
+        clock.start()
+        trainer.flow()
+        seconds = clock.stop()
+    total = sum(seconds.values())
+    return Shares(planned.task, size.pretrain_steps / total, {k: s / total for k, s in seconds.items()})
+
+
+def scaling(store: Store, method: str, task: str, size: Size, say: Callable[[str], None]) -> dict[str, float]:
+    """Decisions per second of 1 and of 2 workers, each with two cells to fine-tune, and the workers' peak memory."""
+    rates, memory = {}, 0.0
+    for jobs, seeds in ((1, (1, 2)), (2, (3, 4))):
+        wanted = request((method,), (task,), seeds, size)
+        plan = make_plan(dataclasses.replace(wanted, overrides={**wanted.overrides, **short(size)}))
+        for planned in plan.cells:
+            prepare(store, planned, say)
+        say(f"{method} on {task}: two cells by {jobs} worker{'s' * (jobs > 1)}")
+        seconds = fine_tuning_seconds(store, plan, jobs)
+        rates[str(jobs)] = len(seeds) * size.scaling_decisions / seconds
+        metas = [store.entry(u.stage, u.key).meta() for u in plan.units.values() if u.stage == "finetune"]
+        memory = max(memory, *(m["peak_memory_mb"] for m in metas))
+    return {"1 worker": rates["1"], "2 workers": rates["2"], "ratio": rates["2"] / rates["1"], "peak_memory_mb": memory}
+
+
+def short(size: Size) -> dict[str, Any]:
+    """A cell of a few seconds with one evaluation at its end."""
+    return {"rl.decisions": size.scaling_decisions, "rl.random_decisions": 100, "evaluation.points": 1}
+
+
+def fine_tuning_seconds(store: Store, plan: Plan, jobs: int) -> float:
+    """From the first cell's start to the last one's end, without the start of the workers."""
+    times: list[float] = []
+
+    def changed(key: Key, status: Status) -> None:
+        if key[0] == "finetune" and (status.state == "done" or (status.state == "running" and not times)):
+            times.append(time.monotonic())
+
+    board = Board(plan)
+    executor = Executor(store, plan, jobs, board)
+    board.changed = changed
+    executor.run()
+    return times[-1] - times[0]
+
+
+def start_up(say: Callable[[str], None]) -> dict[str, float]:
+    """Seconds of fresh processes: the command line, and the first step of each suite's first task."""
+    say("start-up")
+    found = {"bench list": _seconds([sys.executable, "-m", "bench", "list"])}
+    for name in registry.suites():
+        code = (
+            f"from bench import registry; s = registry.suites()[{name!r}]; e = s.make(s.tasks[0], 0); e.reset();"
+            " e.step(e.action_space.sample())"
+        )
+        found[f"{name}: import, make, reset and first step"] = _seconds([sys.executable, "-c", code])
+    return found
+
+
+def _seconds(command: list[str]) -> float:
+    begun = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - begun
+
+
+def measure(methods: tuple[str, ...], tasks: tuple[str, ...], size: Size, say: Callable[[str], None]) -> dict[str, Any]:
+    """Everything, ready for JSON."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        plan = make_plan(request(methods, tasks, (0,), size))
+        firsts = list({cell.task: cell for cell in reversed(plan.cells)}.values())
+        cells = [cell_shares(store, cell, size, say) for cell in plan.cells]
+        found: dict[str, Any] = {
+            "environments": environments(size, say),
+            "updates": updates(size.turns, size.seconds, say),
+            "cells": cells,
+            "pretraining": [pretraining(store, cell, size, say) for cell in reversed(firsts)],
+            "scaling": {task: scaling(store, methods[-1], task, size, say) for task in tasks},
+            "start_up": start_up(say),
+        }
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=dataclasses.asdict))
+    return {"machine": machine(), "quick": size is QUICK} | plain
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return {
+        "date": time.strftime("%Y-%m-%d"), "cpu": name, "cores": psutil.cpu_count(), "commit": commit(),
+        "versions": with_python(versions(LIBRARIES)),
+    }  # fmt: skip
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """The figures as tables, median first."""
+    out = []
+    for section, groups in (("control steps", found["environments"]), ("gradient steps", found["updates"])):
+        table = _table(
+            f"{section} per second of CPU time", "case", "way", "median", "quartiles", "× first", "quartiles"
+        )
+        for name, rates in groups.items():
+            for r in rates:
+                table.add_row(
+                    name, r["name"], f"{r['per_second']:,.0f}", f"{r['low']:,.0f} to {r['high']:,.0f}",
+                    f"{r['ratio']:.2f}", f"{r['ratio_low']:.2f} to {r['ratio_high']:.2f}",
+                )  # fmt: skip
+        out.append(table)
+    for section, unit in (("cells", "decisions"), ("pretraining", "gradient steps")):
+        labels = list(dict.fromkeys(label for s in found[section] for label in s["shares"]))
+        table = _table(f"{section}: {unit} per second, and where the time goes", "case", "per second", *labels)
+        for s in found[section]:
+            table.add_row(s["name"], f"{s['per_second']:,.0f}", *(f"{s['shares'].get(x, 0):.1%}" for x in labels))
+        out.append(table)
+    table = _table(
+        "decisions per second of 1 and of 2 workers", "task", "1 worker", "2 workers", "ratio", "peak memory"
+    )
+    for task, s in found["scaling"].items():
+        table.add_row(
+            task,
+            f"{s['1 worker']:,.0f}",
+            f"{s['2 workers']:,.0f}",
+            f"{s['ratio']:.2f}",
+            f"{s['peak_memory_mb']:.0f} MB",
+        )
+    out.append(table)
+    table = _table("seconds of a fresh process", "what", "seconds")
+    for name, seconds in found["start_up"].items():
+        table.add_row(name, f"{seconds:.1f}")
+    return [*out, table]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.MARKDOWN)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    return table
+
+
+def run(methods: tuple[str, ...], tasks: tuple[str, ...], quick: bool, results: Path) -> Path:
+    """Measure, print, and write JSON and the printed tables to `results`/perf; returns the JSON's path."""
+    console = Console()
+    begun = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"[{time.monotonic() - begun:4.0f} s] {text}", style="dim", highlight=False, markup=False)
+
+    found = measure(methods, tasks, QUICK if quick else FULL, say)
+    path = results / "perf" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, found)
+    text = Console(file=io.StringIO(), width=160)
+    for table in tables(found):
+        for screen in (console, text):
+            screen.print(table)
+            screen.print()
+    printed = text.file.getvalue()  # type: ignore[attr-defined]
+    write_atomic(path.with_suffix(".md"), lambda p: p.write_text(printed))
+    return path
