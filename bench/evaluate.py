@@ -27,7 +27,7 @@ class EvaluationConfig:
     attempts: int = option(1, "episodes from each state", low=1)
     stored: int = option(50, "start states stored per half of a task", low=1)
     envs: int = option(8, "environments stepped together", low=1)
-    deterministic: bool = option(True, "the agent's mode instead of a sample")
+    deterministic: bool = option(False, "the agent's mode instead of acting as in training")
 
 
 @dataclass(frozen=True)

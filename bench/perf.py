@@ -39,6 +39,7 @@ from bench.stages.common import Reporter
 from bench.store import LIBRARIES, Store, commit, versions, with_python, write_atomic, write_json
 from bench.timing import Clock, Rate, in_turns
 
+WIDTH = 150  # characters of the tables where there is no terminal
 SHARE_OF_DEMOS = 10  # a cell is timed with one in so many demonstrations
 
 
@@ -292,7 +293,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def run(methods: tuple[str, ...], tasks: tuple[str, ...], quick: bool, results: Path) -> Path:
     """Measure, print, and write JSON and the printed tables to `results`/perf; returns the JSON's path."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     begun = time.monotonic()
 
     def say(text: str) -> None:
@@ -302,7 +303,7 @@ def run(methods: tuple[str, ...], tasks: tuple[str, ...], quick: bool, results: 
     path = results / "perf" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found)
-    text = Console(file=io.StringIO(), width=160)
+    text = Console(file=io.StringIO(), width=WIDTH)
     for table in tables(found):
         for screen in (console, text):
             screen.print(table)

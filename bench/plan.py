@@ -73,7 +73,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "evaluation.selection_states": 2, "evaluation.stored": 6, "evaluation.envs": 4,
     },
     "quick": {
-        "policy.euler_steps": 5, "pretrain.steps": 6_000, "rl.decisions": 16_000, "rl.batch": 128,
+        "simulation.stepping": "fast", "policy.euler_steps": 5, "pretrain.steps": 5_000, "rl.decisions": 12_000,
+        "rl.batch": 128,
         "rl.actor": (128, 128), "rl.critic": (128, 128), "evaluation.states": 32, "evaluation.selection_states": 8,
     },
     "standard": {
@@ -91,7 +92,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "coverage.states": 50, "coverage.selection_states": 50, "coverage.attempts": 20, "evaluation.points": 36,
     },
 }  # fmt: skip
-SEEDS = {"smoke": 1, "quick": 2, "standard": 5, "paper": 10}
+SEEDS = {"smoke": 1, "quick": 3, "standard": 5, "paper": 10}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import os
 
+import bench  # noqa: F401  # chooses the BLAS kernel, which is too late once torch has imported numpy
+
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("robosuite", reason="the robosuite suite is not installed")
 
 from bench.types import State, Task
-from envs import robosuite_tasks
+from envs import _robosuite_arm, robosuite_tasks
 from envs.robosuite_tasks import DEMONSTRATED, FINETUNED, HORIZON, Area, Demonstrator, LiftEnv
 
 LIFT, UNSEEN = robosuite_tasks.tasks
@@ -34,9 +34,9 @@ def used() -> LiftEnv:
 
 @pytest.fixture(scope="module")
 def other() -> LiftEnv:
-    """An environment with a simulator of its own, to restore states into."""
-    robosuite_tasks._simulator.cache_clear()
-    return LiftEnv(DEMONSTRATED[LIFT.id], seed=12)
+    """An environment with a simulator of its own, and robosuite's own step, to restore states into."""
+    _robosuite_arm.simulator.cache_clear()
+    return LiftEnv(DEMONSTRATED[LIFT.id], seed=12, stepping="stock")
 
 
 def random_actions(n: int, seed: int) -> npt.NDArray[np.float32]:
@@ -75,7 +75,8 @@ def demonstrated_until(env: LiftEnv, step: int) -> State:
 def test_restored_state_goes_on_with_the_same_bits(used: LiftEnv, other: LiftEnv, step: int) -> None:
     state = demonstrated_until(used, step)
     if step == 29:
-        assert used._simulation._check_grasp(used._robot.gripper["right"], used._simulation.cube)
+        simulation, gripper = used._simulation, used._robot.gripper["right"]
+        assert used._arm.ask(lambda: simulation._check_grasp(gripper, simulation.cube))
     actions = random_actions(12, seed=step)
     actions[:6, 6] = 1.0  # keep what is grasped
     expected = list(trace(used, actions))
@@ -103,7 +104,7 @@ def test_step_is_robosuites_own(used: LiftEnv, other: LiftEnv) -> None:
         other._simulation.step(action.astype(np.float64))
         np.testing.assert_array_equal(used._data.qpos, other._data.qpos)
         np.testing.assert_array_equal(used._data.qvel, other._data.qvel)
-    assert used._simulation._check_success() == other._simulation._check_success()
+    assert used._arm.ask(used._simulation._check_success) == other._simulation._check_success()
 
 
 def test_demonstrator_succeeds_in_95_of_100_episodes(used: LiftEnv) -> None:
