@@ -71,7 +71,7 @@ def environments(size: Size, say: Callable[[str], None]) -> dict[str, list[Rate]
     """Control steps per second of every simulator: stock first, and the ways to the same that the suite offers."""
     found = {}
     for suite in registry.suites().values():
-        for name, variants in getattr(suite, "speeds", dict)().items():
+        for name, variants in getattr(suite, "speeds", tuple)():
             say(f"environment steps: {name}")
             found[name] = in_turns(variants, size.turns, size.seconds)
     return found

@@ -118,7 +118,11 @@ class BenchEnv(Protocol):
 
 
 class Suite(Protocol):
-    """A module in `envs/`. Importing it must be cheap: simulators are imported inside `make` and `demos`."""
+    """A module in `envs/`. Importing it must be cheap: simulators are imported inside `make` and `demos`.
+
+    It may also have `speeds()`, which yields what `bench perf` compares: a case's name, and {way: function} where a
+    call does some control steps and returns how many; the first way is the simulator's own.
+    """
 
     requires: tuple[str, ...]  # distributions the suite needs, for `doctor`
     tasks: tuple[Task, ...]

@@ -14,7 +14,7 @@ the needed actions do not occur there and nothing asks for them. `coverage_count
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -263,9 +263,10 @@ def make(task: Task, seed: int, stepping: str = "strict") -> PointMazeEnv:
     return PointMazeEnv(maze, variant.pairs(maze), task.horizon, variant.context, seed)
 
 
-def speeds() -> dict[str, dict[str, Callable[[], int]]]:
+def speeds() -> Iterator[tuple[str, dict[str, Callable[[], int]]]]:
     """What `bench perf` compares: control steps by OGBench, by this suite, and by MuJoCo without anything around it."""
-    return {f"pointmaze-{kind}": _speeds_of(kind) for kind in ("large", "giant")}
+    for kind in ("large", "giant"):
+        yield f"pointmaze-{kind}", _speeds_of(kind)
 
 
 def _speeds_of(kind: str) -> dict[str, Callable[[], int]]:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from bench.seeding import pack_generator, unpack_generator
 from bench.types import Demos, FloatArray, State, Steps, Task
 from envs._robosuite_arm import CONTROL_HZ, make_arm, simulator
+from envs._robosuite_speeds import speeds as speeds
 
 HORIZON = 60  # control steps; the demonstrator's median episode takes 34
 TABLE_HEIGHT = 0.8  # metres
