@@ -30,6 +30,7 @@ from rich.table import Table
 from bench import registry
 from bench.executor import Board, Executor, Key, Status
 from bench.nets import FlowPolicy
+from bench.perf_environments import environments, side_by_side
 from bench.perf_updates import updates
 from bench.plan import Cell as PlannedCell
 from bench.plan import Plan, Request, make_plan
@@ -37,9 +38,10 @@ from bench.pretraining import Trainer
 from bench.stages import demos, finetune
 from bench.stages.common import Reporter
 from bench.store import LIBRARIES, Store, commit, versions, with_python, write_atomic, write_json
-from bench.timing import Clock, Rate, in_turns
+from bench.timing import Clock
 
 WIDTH = 150  # characters of the tables where there is no terminal
+ENVIRONMENTS = 4  # side by side
 SHARE_OF_DEMOS = 10  # a cell is timed with one in so many demonstrations
 
 
@@ -65,16 +67,6 @@ class Shares:
     name: str
     per_second: float  # decisions or gradient steps
     shares: dict[str, float]
-
-
-def environments(size: Size, say: Callable[[str], None]) -> dict[str, list[Rate]]:
-    """Control steps per second of every simulator: stock first, and the ways to the same that the suite offers."""
-    found = {}
-    for suite in registry.suites().values():
-        for name, variants in getattr(suite, "speeds", tuple)():
-            say(f"environment steps: {name}")
-            found[name] = in_turns(variants, size.turns, size.seconds)
-    return found
 
 
 def prepare(store: Store, planned: PlannedCell, say: Callable[[str], None]) -> None:
@@ -221,9 +213,11 @@ def measure(methods: tuple[str, ...], tasks: tuple[str, ...], size: Size, say: C
         store = Store(Path(folder))
         plan = make_plan(request(methods, tasks, (0,), size))
         firsts = list({cell.task: cell for cell in reversed(plan.cells)}.values())
+        executed = {cell.task: cell.settings.policy.execute for cell in firsts}
         cells = [cell_shares(store, cell, size, say) for cell in plan.cells]
         found: dict[str, Any] = {
-            "environments": environments(size, say),
+            "environments": environments(size.turns, size.seconds, say),
+            "side_by_side": side_by_side(tasks, ENVIRONMENTS, executed, size.turns, size.seconds, say),
             "updates": updates(size.turns, size.seconds, say),
             "cells": cells,
             "pretraining": [pretraining(store, cell, size, say) for cell in reversed(firsts)],
@@ -249,11 +243,13 @@ def machine() -> dict[str, Any]:
 def tables(found: dict[str, Any]) -> list[Table]:
     """The figures as tables, median first."""
     out = []
-    for section, groups in (("control steps", found["environments"]), ("gradient steps", found["updates"])):
-        table = _table(
-            f"{section} per second of CPU time", "case", "way", "median", "quartiles", "× first", "quartiles"
-        )
-        for name, rates in groups.items():
+    for title, section in (
+        ("control steps per second of CPU time", "environments"),
+        (f"control steps per second of wall time, {ENVIRONMENTS} environments on all cores", "side_by_side"),
+        ("gradient steps per second of CPU time", "updates"),
+    ):
+        table = _table(title, "case", "way", "median", "quartiles", "× first", "quartiles")
+        for name, rates in found[section].items():
             for r in rates:
                 table.add_row(
                     name, r["name"], f"{r['per_second']:,.0f}", f"{r['low']:,.0f} to {r['high']:,.0f}",

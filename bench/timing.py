@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Rate:
-    """Units per second of CPU time, and how many times the baseline's that is: medians and quartiles over the turns."""
+    """Units per second, and how many times the baseline's that is: medians and quartiles over the turns."""
 
     name: str
     per_second: float
@@ -26,21 +26,24 @@ class Rate:
     ratio_high: float
 
 
-def in_turns(variants: Mapping[str, Callable[[], int]], turns: int, seconds: float) -> list[Rate]:
-    """Rates of the variants, each called again and again for `seconds` of CPU time in each of the turns.
+def in_turns(
+    variants: Mapping[str, Callable[[], int]], turns: int, seconds: float,
+    clock: Callable[[], float] = time.process_time,
+) -> list[Rate]:  # fmt: skip
+    """Rates of the variants, each called again and again for `seconds` by the clock in each of the turns.
 
     A call returns how many units it did. The first variant is the baseline. Every variant is called once before.
     """
     for work in variants.values():
         work()
-    samples = np.array([[_rate(work, seconds) for work in variants.values()] for _ in range(turns)])
+    samples = np.array([[_rate(work, seconds, clock) for work in variants.values()] for _ in range(turns)])
     rows = zip(variants, _quartiles(samples), _quartiles(samples / samples[:, :1]), strict=True)
     return [Rate(name, r[1], r[0], r[2], q[1], q[0], q[2]) for name, r, q in rows]
 
 
-def _rate(work: Callable[[], int], seconds: float) -> float:
-    begun, units = time.process_time(), 0
-    while (spent := time.process_time() - begun) < seconds:
+def _rate(work: Callable[[], int], seconds: float, clock: Callable[[], float]) -> float:
+    begun, units = clock(), 0
+    while (spent := clock() - begun) < seconds:
         units += work()
     return units / spent
 

@@ -200,6 +200,22 @@ def test_sigterm_to_the_group_records_no_failure(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("failed.json")) and "failed" not in out
 
 
+def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
+    words = [*WORDS, "--set", "rl.decisions=100000", "--results", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "bench", "run", *words], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    limit = time.monotonic() + 60
+    while not list(tmp_path.glob("stages/finetune/*/points.json")) and time.monotonic() < limit:
+        time.sleep(0.1)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2  # resource tracker and worker
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+
+
 def test_a_worker_that_died_idle_costs_no_stage(tmp_path: Path) -> None:
     """The stage that could not be handed over is still to do, and another worker stands ready."""
     board = Board(plan())

@@ -6,6 +6,7 @@ import multiprocessing as mp
 import random
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,17 @@ def test_killed_and_resumed_is_the_unbroken_run(
     kill_at_work(broken, plan)
     run_all(Store(whole), plan)
     assert_same(contents(Store(whole), plan), contents(Store(broken), plan))
+
+
+@pytest.mark.parametrize("task", ["toy/reach-unseen", "robosuite_tasks/lift-unseen"])
+def test_threads_change_no_bit(task: str, tmp_path: Path) -> None:
+    plan = make("csp", task, **{"demos.count": 3, "pretrain.steps": 10, "rl.envs": 4})
+    alone, together = Store(tmp_path / "alone"), Store(tmp_path / "together")
+    run_all(alone, plan)
+    with ThreadPoolExecutor(4) as threads:
+        for unit in plan.units.values():
+            assert run_unit(together, unit, Reporter(threads=threads)) == ("done",)
+    assert_same(contents(alone, plan), contents(together, plan))
 
 
 def test_stopped_in_the_middle_goes_on_to_the_same_bits(tmp_path: Path) -> None:

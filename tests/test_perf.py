@@ -1,0 +1,103 @@
+"""Timing in turns against a clock that is known, and the measurements end to end on the toy suite."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from bench import perf, perf_environments, perf_updates
+from bench.plan import make_plan
+from bench.rl import RLConfig
+from bench.store import Store
+from bench.timing import Clock, in_turns
+
+TINY = perf.Size(turns=1, seconds=0.01, cell_seconds=0.2, pretrain_steps=12, scaling_decisions=160)
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def test_ratios_are_those_of_the_work() -> None:
+    now = [0.0]
+
+    def work(cost: float, units: int) -> int:
+        now[0] += cost
+        return units
+
+    ways = {"first": lambda: work(0.5, 1), "twice": lambda: work(0.5, 2), "half": lambda: work(1.0, 1)}
+    rates = in_turns(ways, 3, 10.0, lambda: now[0])
+    assert [(r.name, r.per_second, r.ratio) for r in rates] == [("first", 2, 1), ("twice", 4, 2), ("half", 1, 0.5)]
+    assert all(r.low == r.high == r.per_second and r.ratio_low == r.ratio_high == r.ratio for r in rates)
+
+
+def test_ratios_are_paired_by_turn() -> None:
+    """A machine that slows down from turn to turn changes the rates, and not their ratio."""
+    now, turn = [0.0], [0]
+
+    def work(units: int) -> int:
+        turn[0] += 1
+        now[0] += 1.0 + turn[0] // 2  # slower with every second call
+        return units
+
+    ways = {"a": lambda: work(1), "b": lambda: work(3)}
+    rates = in_turns(ways, 4, 0.5, lambda: now[0])
+    assert rates[0].low < rates[0].high
+    assert rates[1].ratio == pytest.approx(3.0, rel=0.4)
+
+
+def test_a_clock_gives_each_label_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    inner = SimpleNamespace(step=lambda: now.__setitem__(0, now[0] + 2.0))
+    clock = Clock("rest")
+    with clock.watch(inner, "step", "inner"):
+        clock.start()
+        now[0] += 1.0
+        with clock.label("outer"):
+            now[0] += 4.0
+            inner.step()
+        with clock.label("whole", whole=True):
+            inner.step()
+        inner.step()
+        assert clock.stop() == {"rest": 1.0, "outer": 4.0, "inner": 4.0, "whole": 2.0}
+    inner.step()
+    assert clock.stop()["inner"] == 4.0
+
+
+def test_products_of_an_update_are_counted_by_hand() -> None:
+    config = RLConfig(actor=(3,), critic=(4,), critics=2, batch=5)
+    flops = sum(x.numel() * y.shape[1] for x, y in perf_updates.products(7, 2, config))
+    actor = 5 * (2 * (7 * 3 + 3 * 4) + (7 * 3 + 3 * 4) + 4 * 3)
+    critic = 5 * (3 * (9 * 4 + 4) + (9 * 4 + 4) + 4 + (4 * 2 + 4))
+    assert flops == actor + 2 * critic
+
+
+def test_cells_pretraining_and_workers_are_measured(tmp_path: Path) -> None:
+    store, task = Store(tmp_path), "toy/reach"
+    plan = make_plan(perf.request(("bc",), (task,), (0,), TINY))
+    cell = perf.cell_shares(store, plan.cells[0], TINY, quiet)
+    training = perf.pretraining(store, plan.cells[0], TINY, quiet)
+    for shares, labels in (
+        (cell, {"harness", "policy", "simulation", "update", "evaluation"}),
+        (training, {"preparation", "forward", "backward", "optimiser"}),
+    ):
+        assert set(shares.shares) == labels and all(x > 0 for x in shares.shares.values())
+        assert sum(shares.shares.values()) == pytest.approx(1.0) and shares.per_second > 0
+    workers = perf.scaling(store, "bc", task, TINY, quiet)
+    assert workers["ratio"] == pytest.approx(workers["2 workers"] / workers["1 worker"])
+    beside = perf_environments.side_by_side((task,), 2, {task: 4}, 1, 0.02, quiet)[task]
+    assert [r.name for r in beside][:2] == ["stock in SubprocVecEnv", "strict"] and all(r.per_second for r in beside)
+    found = {
+        "environments": {}, "side_by_side": {task: [vars(r) for r in beside]}, "updates": {}, "cells": [vars(cell)],
+        "pretraining": [vars(training)], "scaling": {task: workers}, "start_up": {"x": 1.0},
+    }  # fmt: skip
+    console = Console(width=200, record=True)
+    for table in perf.tables(found):
+        console.print(table)
+    text = console.export_text()
+    assert "stock in SubprocVecEnv" in text and "preparation" in text and "bc on toy/reach, seed 0" in text
