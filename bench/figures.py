@@ -9,23 +9,23 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from bench import summary
+from bench import page, summary
 from bench.stages.curves import Curves
 from bench.stats import Array
 from bench.summary import Result, TaskResult
 
 COLOURS = ("#1F7FC8", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#A08A00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DPI = 160  # of PNG
 WIDTH = 5.0  # inches; small, so that text stays readable when the page is as narrow as a phone
 
 
@@ -36,8 +36,7 @@ class Theme:
     paper: str
 
 
-LIGHT = Theme("#1b1f24", "#d8dce0", "#ffffff")
-DARK = Theme("#e6e8ea", "#3b424a", "#15181c")
+LIGHT = Theme(page.INK, page.LINE, page.PAPER)  # the page puts dark ones in their place where the reader wants that
 
 
 class Style:
@@ -55,17 +54,23 @@ class Style:
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """The figure as "svg" or "png"; equal figures give equal bytes."""
+    """The figure as "svg" or "png"; equal figures give equal bytes.
+
+    The canvases are called directly: `savefig` draws everything twice, and a report has many figures.
+    """
     buffer = io.BytesIO()
-    metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {}
     with matplotlib.rc_context({"svg.hashsalt": "bench"}):
-        figure.savefig(buffer, format=kind, dpi=160, metadata=metadata, facecolor=figure.get_facecolor())
+        if kind == "svg":
+            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
+        else:
+            figure.set_dpi(DPI)
+            FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
+    figure.set_layout_engine("none")  # the places found hold for the other kind too
     return buffer.getvalue()
 
 
-def _figure(style: Style, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def new_figure(style: Style, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(WIDTH, height), facecolor=style.theme.paper, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
     for axes in panels:
         _dress(axes, style.theme)
@@ -85,64 +90,18 @@ def _dress(axes: Axes, theme: Theme) -> None:
         text.set_fontsize(10)
 
 
-def _title(axes: Axes, text: str, style: Style) -> None:
+def title(axes: Axes, text: str, style: Style) -> None:
     axes.set_title(text, loc="left", fontsize=10, color=style.theme.ink)
 
 
-def _short(value: float, _: object = None) -> str:
+def short(value: float, _: object = None) -> str:
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
 
 
-def success(task: TaskResult, style: Style) -> Figure:
-    """Success on report states against control steps: mean, 95 % band, and a thin line per seed."""
-    figure, (axes,) = _figure(style, 3.7)
-    drawn = [r for r in task.results if len(r.grid)]
-    for result in drawn:
-        colour = style.colour(result.method)
-        if len(result.lines) > 1:
-            for x, y in result.lines:
-                axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.3)
-        axes.fill_between(result.grid, *result.band, color=colour, alpha=0.12, linewidth=0)
-        ticks = max(1, len(result.grid) // 8)
-        axes.plot(
-            result.grid, result.mean, color=colour, linewidth=2, marker=style.marker(result.method), markersize=5,
-            markevery=ticks,
-        )  # fmt: skip
-    axes.axhline(summary.THRESHOLD, color=style.theme.ink, linewidth=0.6, linestyle=(0, (1, 3)))
-    axes.set(xlabel="control steps of fine-tuning", ylabel="success rate", ylim=(-0.02, 1.02), xlim=(0, None))
-    axes.xaxis.set_major_formatter(FuncFormatter(_short))
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    _title(axes, task.task, style)
-    _name_lines(axes, [(r.method, float(r.grid[-1]), float(r.mean[-1])) for r in drawn], style)
-    return figure
-
-
-def _name_lines(axes: Axes, ends: list[tuple[str, float, float]], style: Style, gap: float = 0.065) -> None:
-    """The name of each line at its right end, moved apart where ends are close, a thin leader back to the end."""
-    low, high = axes.get_ylim()
-    gap *= high - low
-    places = _spread([y for _, _, y in ends], gap, low + gap / 2, high - gap / 2)
-    right = axes.get_xlim()[1]
-    for (method, x, y), place in zip(ends, places, strict=True):
-        axes.annotate(
-            method, xy=(x, y), xytext=(right * 1.065, place), textcoords="data", va="center", fontsize=9,
-            color=style.theme.ink, annotation_clip=False, fontweight="bold",
-            arrowprops={"arrowstyle": "-", "color": style.colour(method), "linewidth": 1.4, "shrinkA": 1, "shrinkB": 0},
-        )  # fmt: skip
-        axes.plot(
-            [right * 1.03],
-            [place],
-            marker=style.marker(method),
-            color=style.colour(method),
-            clip_on=False,
-            markersize=5,
-        )
-
-
-def _spread(values: list[float], gap: float, low: float, high: float) -> list[float]:
+def apart(values: list[float], gap: float, low: float, high: float) -> list[float]:
     """Places in the order of the values, at least `gap` apart and inside [low, high] if there is room."""
     order = np.argsort(values, kind="stable")
     places = np.asarray(values, dtype=float)[order]
@@ -163,7 +122,7 @@ def areas(task: TaskResult, style: Style) -> Figure | None:
     shown = task.ranked[::-1]
     if not shown:
         return None
-    figure, (axes,) = _figure(style, 0.9 + 0.34 * len(shown))
+    figure, (axes,) = new_figure(style, 0.9 + 0.34 * len(shown))
     for row, result in enumerate(shown):
         if result.area is None:
             continue
@@ -185,7 +144,7 @@ def coverage(task: TaskResult, style: Style) -> Figure | None:
     shown = [r for r in task.results if r.before][::-1]
     if not shown:
         return None
-    figure, (axes,) = _figure(style, 1.3 + 0.55 * len(shown))
+    figure, (axes,) = new_figure(style, 1.3 + 0.55 * len(shown))
     for row, result in enumerate(shown):
         _bars(axes, row, result, style)
     axes.set(yticks=range(len(shown)), xlim=(0, 1.0), xlabel="success before reinforcement")
@@ -207,14 +166,16 @@ def _bars(axes: Axes, row: int, result: Result, style: Style) -> None:
         axes.plot([e.low, e.high], [row + offset] * 2, color=style.theme.ink, linewidth=1.2, clip_on=False)
 
 
-def coverage_by_sigma(curves: Curves, task: str, style: Style) -> Figure | None:
-    """Success@1 and Success@K against σ for the policies that take σ; methods sharing a policy share a line."""
-    policies = coverage_table(curves)
+def coverage_by_sigma(policies: pd.DataFrame, task: str, style: Style) -> Figure | None:
+    """Success@1 and Success@K against σ for the policies that take σ; methods sharing a policy share a line.
+
+    `policies` is a `coverage_table`.
+    """
     levels = policies.groupby(["task", "methods"])["sigma"].transform("nunique")
     policies = policies[(policies["task"] == task) & (levels > 1)]
     if policies.empty:
         return None
-    figure, panels = _figure(style, 3.1, columns=2)
+    figure, panels = new_figure(style, 3.1, columns=2)
     for axes, (k, rows) in zip(panels, policies.groupby("k"), strict=False):
         for names, line in rows.groupby("methods"):
             method = str(names).split(", ")[0]
@@ -224,7 +185,7 @@ def coverage_by_sigma(curves: Curves, task: str, style: Style) -> Figure | None:
                 markersize=5, label=str(names),
             )  # fmt: skip
         axes.set(xlabel="noise level σ of the context", ylim=(-0.02, 1.02), xlim=(-0.03, 1.03))
-        _title(axes, f"Success@{k}", style)
+        title(axes, f"Success@{k}", style)
     panels[0].set_ylabel("success before RL")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
@@ -274,7 +235,7 @@ def sigma(curves: Curves, task: str, style: Style) -> Figure | None:
     rows = curves.sigma[(curves.sigma["task"] == task) & (curves.sigma["count"] > 0)]
     if rows.empty:
         return None
-    figure, (over, within) = _figure(style, 3.1, columns=2)
+    figure, (over, within) = new_figure(style, 3.1, columns=2)
     for method, own in rows.groupby("method"):
         colour = style.colour(str(method))
         late = own[own["progress"] > own["progress"].max() - 1 / 3]
@@ -284,8 +245,8 @@ def sigma(curves: Curves, task: str, style: Style) -> Figure | None:
             axes.plot(*weighted(part, column), color=colour, linewidth=2, label=str(method))
     over.set(xlabel="share of fine-tuning done", ylabel="mean σ chosen", xlim=(0, 1))
     within.set(xlabel="decision within the episode")
-    _title(over, "over training", style)
-    _title(within, "in the last third", style)
+    title(over, "over training", style)
+    title(within, "in the last third", style)
     for axes in (over, within):
         axes.set_ylim(-0.02, max(0.3, float(rows["sigma"].max()) * 1.1))
     handles, labels = over.get_legend_handles_labels()

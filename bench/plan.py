@@ -73,7 +73,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "evaluation.selection_states": 2, "evaluation.stored": 6, "evaluation.envs": 4,
     },
     "quick": {
-        "simulation.stepping": "fast", "policy.euler_steps": 5, "pretrain.steps": 5_000, "rl.decisions": 12_000,
+        "simulation.stepping": "fast", "policy.euler_steps": 3, "pretrain.steps": 4_500, "rl.decisions": 10_000,
         "rl.batch": 128,
         "rl.actor": (128, 128), "rl.critic": (128, 128), "evaluation.states": 32, "evaluation.selection_states": 8,
     },

@@ -2,7 +2,8 @@
 
 Axes: R seeds, S start states, P evaluation points, T tasks, B bootstrap resamples. A stratum is what one task gave:
 (R,) one score per seed or (R, S) one per seed and start state; R may differ between tasks. A run is a (task, seed).
-A missing score is NaN or an absent key. It is refused by name (`InputError`), never left out.
+A missing score is NaN or an absent key. It is refused by name (`InputError`), never left out. Bands of curves and
+times to a threshold are in curve_stats.py.
 
 Interquartile means, stratified bootstrap, performance profiles and probability of improvement: Agarwal et al. 2021,
 "Deep reinforcement learning at the edge of the statistical precipice", https://arxiv.org/abs/2108.13264.
@@ -17,7 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
-from scipy.special import gammaln
+from scipy.special import binom
 from scipy.stats import nct, norm, rankdata, t, trim_mean
 
 from bench.types import InputError
@@ -26,7 +27,6 @@ Array = npt.NDArray[np.float64]
 Interval = tuple[float, float]
 Cell = tuple[str, int]  # (task, seed)
 Statistic = Callable[..., Array]  # called with an array and `axis`: np.mean, np.median, interquartile_mean
-Curve = tuple[npt.ArrayLike, npt.ArrayLike]  # control steps (P,), increasing, and success (P,)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Bootstrap:
 STRATIFIED = Bootstrap()
 
 
-def _complete(values: npt.ArrayLike, axes: str) -> Array:
+def complete(values: npt.ArrayLike, axes: str) -> Array:
     """`values` as floats, refused where any is missing."""
     array = np.asarray(values, dtype=float)
     if np.isnan(array).any():
@@ -116,12 +116,7 @@ def success_at_k(successes: npt.ArrayLike, attempts: int, k: int) -> Array:
     failures = attempts - c
     possible = failures >= k  # with fewer failures than k, one of the k must succeed
     kept = np.where(possible, failures, k)
-    log_miss = _log_choose(kept, k) - _log_choose(np.asarray(float(attempts)), k)
-    return np.asarray(np.where(possible, -np.expm1(log_miss), 1.0).mean(axis=-1))
-
-
-def _log_choose(n: Array, k: int) -> Array:
-    return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
+    return np.asarray(np.where(possible, 1 - binom(kept, k) / binom(attempts, k), 1.0).mean(axis=-1))
 
 
 def wilson(successes: float, attempts: float, confidence: float = 0.95) -> Interval:
@@ -141,7 +136,7 @@ def wilson(successes: float, attempts: float, confidence: float = 0.95) -> Inter
 
 def interquartile_mean(values: npt.ArrayLike, axis: int | None = None) -> Array:
     """Mean of the middle half along `axis` (all values if None): a quarter is cut off at each end, rounded down."""
-    return np.asarray(trim_mean(_complete(values, "index"), 0.25, axis=axis))
+    return np.asarray(trim_mean(complete(values, "index"), 0.25, axis=axis))
 
 
 def interval(samples: npt.ArrayLike, confidence: float = 0.95) -> Array:
@@ -153,47 +148,6 @@ def interval(samples: npt.ArrayLike, confidence: float = 0.95) -> Array:
 def weights(count: int, draws: int, rng: np.random.Generator) -> Array:
     """How often each of `count` units is in each of `draws` resamples, over `count`: (B, count), rows sum to 1."""
     return np.asarray(rng.multinomial(count, np.full(count, 1 / count), size=draws) / count)
-
-
-def resample(values: npt.ArrayLike, rng: np.random.Generator, draws: int = 2000) -> Array:
-    """Bootstrap means over seeds and start states; (R, S, ...) → (B, ...).
-
-    Both are resampled, crossed: one draw of start states serves all seeds of a resample, because all seeds are
-    evaluated from the same start states, so that a hard start state is hard in each of them.
-    """
-    values = _complete(values, "(seed, start state)")
-    seeds, starts = weights(values.shape[0], draws, rng), weights(values.shape[1], draws, rng)
-    return np.asarray(np.einsum("br,bs,rs...->b...", seeds, starts, values, optimize=True))
-
-
-def paired_difference(
-    first: npt.ArrayLike, second: npt.ArrayLike, rng: np.random.Generator, draws: int = 2000
-) -> tuple[float, Interval]:
-    """Mean difference first − second and its bootstrap interval, paired by seed and start state; both (R, S).
-
-    Equal seeds and start states share demonstrations and evaluation, so one draw serves both methods.
-    """
-    a, b = (_complete(v, "(seed, start state)") for v in (first, second))
-    if a.shape != b.shape:
-        raise InputError(f"pairs need equal seeds and start states, not {a.shape} and {b.shape}: use those both have")
-    difference = a - b
-    low, high = interval(resample(difference, rng, draws))
-    return float(difference.mean()), (float(low), float(high))
-
-
-def stratified(
-    strata: Sequence[npt.ArrayLike],
-    statistic: Callable[[Array], Array],
-    rng: np.random.Generator,
-    draws: int = 2000,
-) -> tuple[float, Interval]:
-    """A statistic over all values of all strata, with a bootstrap that resamples within each stratum.
-
-    `strata` is T arrays (R_t,): one value per seed, one array per task. `statistic` maps (B, ΣR) → (B,).
-    """
-    plan = Bootstrap(draws, method="percentile")
-    found = bootstrap(strata, lambda values, axis: statistic(values), rng, plan)
-    return found.value, (found.low, found.high)
 
 
 def bootstrap(
@@ -229,7 +183,7 @@ def paired(
 
 def _checked(strata: Sequence[npt.ArrayLike]) -> list[Array]:
     """Strata as (R_t, S_t), S_t = 1 where there is one score per seed."""
-    found = [_complete(s, f"task {i}, (seed, start state)") for i, s in enumerate(strata)]
+    found = [complete(s, f"task {i}, (seed, start state)") for i, s in enumerate(strata)]
     if any(s.ndim not in (1, 2) for s in found):
         raise InputError(f"strata are (seeds,) or (seeds, start states), not {_some({s.shape for s in found})}")
     if not found or min(map(len, found)) < 2:
@@ -255,8 +209,8 @@ def _estimate(strata: list[Array], statistic: Statistic, rng: np.random.Generato
 def _redraw(strata: list[Array], rng: np.random.Generator, plan: Bootstrap) -> list[Array]:
     """T arrays (M, R_t, S_t) → T arrays (M, B, R_t) of resampled runs; the M methods share every draw.
 
-    Start states are drawn once for all seeds of a task (see `resample`). With `plan.tasks` they are not drawn, only
-    averaged: the spread between tasks holds theirs already.
+    All seeds are evaluated from the same start states, so one draw of these serves all seeds of a task: a hard one is
+    hard in each. With `plan.tasks` they are only averaged: the spread between tasks holds theirs already.
     """
     if plan.tasks:
         if len(strata) < 2 or len({s.shape[1] for s in strata}) > 1:
@@ -282,12 +236,12 @@ def _limits(value: Array, samples: Array, strata: list[Array], plan: Bootstrap) 
     """Both ends of the interval: value (...,), samples (B, ...), strata (R_t, S_t) → (2, ...)."""
     if plan.method == "percentile":
         return interval(samples, plan.confidence)
-    freedom, widen = _freedom(strata, plan)
-    half = t.ppf(0.5 + plan.confidence / 2, freedom) * widen * samples.std(axis=0)
+    degrees, widen = freedom(strata, plan)
+    half = t.ppf(0.5 + plan.confidence / 2, degrees) * widen * samples.std(axis=0)
     return np.clip([value - half, value + half], *plan.bounds)
 
 
-def _freedom(strata: list[Array], plan: Bootstrap) -> tuple[float, float]:
+def freedom(strata: list[Array], plan: Bootstrap) -> tuple[float, float]:
     """Satterthwaite's degrees of freedom (1946), and how much too small the standard deviation of resamples is.
 
     Both are exact for a mean of normal runs and taken over for other statistics. A bootstrap of n values with unbiased
@@ -300,10 +254,10 @@ def _freedom(strata: list[Array], plan: Bootstrap) -> tuple[float, float]:
         for means in (values.mean(axis=1), values.mean(axis=0)):
             if (n := len(means)) > 1:
                 parts.append(((1 if plan.per_task else len(values)) ** 2 * means.var(ddof=1) / n, n - 1))
-    share, freedom = np.array(parts).T
+    share, each = np.array(parts).T
     if share.sum() == 0:
-        return float(freedom.sum()), 1.0
-    return share.sum() ** 2 / (share**2 / freedom).sum(), np.sqrt(share.sum() / (share * freedom / (freedom + 1)).sum())
+        return float(each.sum()), 1.0
+    return share.sum() ** 2 / (share**2 / each).sum(), np.sqrt(share.sum() / (share * each / (each + 1)).sum())
 
 
 @dataclass(frozen=True)
@@ -339,7 +293,7 @@ def probability_of_improvement(
     simulation it covered 0.88 – 1.00 from 2 seeds up, where the bootstrap has no width once all runs of one side win
     and covered 0.22 – 0.78 with 2 or 3 seeds on one task.
     """
-    x, y = ([_complete(v, f"task {i}, seed") for i, v in enumerate(side)] for side in (first, second))
+    x, y = ([complete(v, f"task {i}, seed") for i, v in enumerate(side)] for side in (first, second))
     if not x or len(x) != len(y) or min(map(len, [*x, *y])) < 1:
         raise InputError(f"both methods need a run on every task, not {len(x)} and {len(y)} tasks: finish them")
     wins = [((np.sign(a[:, None] - b) + 1) / 2).mean() for a, b in zip(x, y, strict=True)]
@@ -364,7 +318,7 @@ def rank_correlation(
     Give independent pairs: one per method and task, not one per seed. A resample in which one side is constant orders
     nothing and counts as 0. At 95 % it covered 0.87 – 0.94 in simulation with 5 pairs, 0.95 – 0.98 from 8 on.
     """
-    pairs = _complete(np.array([x, y], dtype=float), "(side, pair)")
+    pairs = complete(np.array([x, y], dtype=float), "(side, pair)")
     if pairs.shape[1] < 4 or not np.ptp(pairs, axis=1).all():
         raise InputError("a rank correlation needs four pairs or more, not all equal on one side: add methods or tasks")
     drawn = rng.integers(pairs.shape[1], size=(draws, pairs.shape[1]))
@@ -385,7 +339,7 @@ def seeds_to_decide(differences: npt.ArrayLike, power: float = 0.8, level: float
     0 if it does already; else the fewest that reach `power` if effect and spread stay as observed; None if the effect
     is 0. An effect seen on few seeds is uncertain, and so is this number.
     """
-    d = _complete(differences, "seed")
+    d = complete(differences, "seed")
     if len(d) < 2 or not 0 < level < power < 1:
         raise InputError(f"needs two seeds or more and 0 < level < power < 1, not {len(d)}, {level} and {power}")
     mean, spread = float(d.mean()), float(d.std(ddof=1))
@@ -429,7 +383,7 @@ def area(x: npt.ArrayLike, y: npt.ArrayLike, end: float) -> Array:
     Trapezoids between the evaluation points; before the first point its value holds. To compare methods, `end` is
     the range that all of them have.
     """
-    x, y = _increasing(x), _complete(y, "evaluation point")
+    x, y = increasing(x), complete(y, "evaluation point")
     if end <= 0:
         raise ValueError(f"end = {end} control steps is not a range")
     if end > x[-1] + 1e-9:
@@ -439,108 +393,8 @@ def area(x: npt.ArrayLike, y: npt.ArrayLike, end: float) -> Array:
     return np.asarray(((curve[..., 1:] + curve[..., :-1]) / 2 * np.diff(grid)).sum(axis=-1) / end)
 
 
-def areas(curves: Sequence[Curve], end: float | None = None) -> Array:
-    """Area under each of R curves up to `end`, or to where all of them end; refused if they end apart; → (R,).
-
-    Evaluation points may differ between curves.
-    """
-    ends = [float(_increasing(x)[-1]) for x, _ in curves]
-    end = max(ends, default=0.0) if end is None else end
-    if short := [f"{i} (at {e:g})" for i, e in enumerate(ends) if e < end - 1e-9]:
-        raise InputError(
-            f"curves {_some(short)} end before {end:g} control steps: finish those runs or give a lower end"
-        )
-    return np.array([float(area(x, y, end)) for x, y in curves])
-
-
-def _increasing(x: npt.ArrayLike) -> Array:
-    x = _complete(x, "evaluation point")
+def increasing(x: npt.ArrayLike) -> Array:
+    x = complete(x, "evaluation point")
     if not x.size or (np.diff(x) <= 0).any():
         raise InputError("the control steps of a curve do not increase: keep one row per evaluation point, in order")
     return x
-
-
-def steps_to(x: npt.ArrayLike, y: npt.ArrayLike, threshold: float) -> float | None:
-    """Control steps of the first evaluation point with success ≥ threshold; None if there is none. x, y (P,)."""
-    reached = np.flatnonzero(_complete(y, "evaluation point") >= threshold)
-    return float(np.asarray(x, dtype=float)[reached[0]]) if len(reached) else None
-
-
-def median_steps(values: Sequence[float | None]) -> float | None:
-    """Median over seeds where `None` (never reached) counts as later than everything; None if that is the median.
-
-    With an even number of seeds the later of the middle two, so half of the seeds must have reached it and one more.
-    """
-    ordered = np.sort(_complete([np.inf if v is None else v for v in values], "seed"))
-    if not len(ordered):
-        return None
-    middle = ordered[len(ordered) // 2]
-    return None if np.isinf(middle) else float(middle)
-
-
-def times_to(curves: Sequence[Curve], threshold: float) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Of R curves: control steps at which success was first seen ≥ threshold, or at which the curve ended; and which.
-
-    → time (R,), reached (R,) bool. Success is seen at evaluation points only, so times are late by up to one interval.
-    """
-    found = [steps_to(x, y, threshold) for x, y in curves]
-    time = [float(_increasing(x)[-1]) if f is None else f for f, (x, _) in zip(found, curves, strict=True)]
-    return np.array(time), np.array([f is not None for f in found])
-
-
-@dataclass(frozen=True)
-class Survival:
-    """Kaplan and Meier's estimate (1958) of the share of runs that have not reached the threshold by a time."""
-
-    time: Array  # (J,) control steps at which runs reached it, increasing
-    share: Array  # (J,) from that time on; 1 before the first
-    hazard: Array  # (J,) Greenwood's term: reached / (on their way · still on their way); 0 where no run is left
-    runs: int
-    end: float  # control steps of the longest run
-
-    def error(self) -> Array:
-        """Greenwood's standard error of `share` (1926); (J,), 0 where no run is left."""
-        return np.asarray(self.share * np.sqrt(np.cumsum(self.hazard)))
-
-    def median(self) -> float:
-        """The first time by which half of the runs are expected there; infinite if there is none."""
-        half = np.flatnonzero(self.share <= 0.5 + 1e-12)
-        return float(self.time[half[0]]) if len(half) else np.inf
-
-    def restricted_mean(self, horizon: float) -> tuple[float, float]:
-        """Mean of min(time, horizon), the area under the curve up to there, and its standard error (Greenwood)."""
-        if horizon <= 0 or (horizon > self.end and not (len(self.share) and self.share[-1] == 0)):
-            raise InputError(f"horizon {horizon:g} is not in (0, {self.end:g}], the control steps of the longest run")
-        before = self.time < horizon
-        edges = np.concatenate([[0.0], self.time[before], [horizon]])
-        pieces = np.concatenate([[1.0], self.share[before]]) * np.diff(edges)
-        after = np.cumsum(pieces[::-1])[::-1][1:]  # area from each event to the horizon
-        return float(pieces.sum()), float(np.sqrt((after**2 * self.hazard[before]).sum()))
-
-
-def kaplan_meier(time: npt.ArrayLike, reached: npt.ArrayLike) -> Survival:
-    """From R runs: when each reached the threshold or, where not `reached`, how long it went without; both (R,)."""
-    time, seen = _complete(time, "run"), np.asarray(reached)
-    if time.ndim != 1 or time.shape != seen.shape or not time.size or seen.dtype != bool:
-        raise InputError(f"needs a time and a bool per run, not {time.shape} and {seen.shape} of {seen.dtype}")
-    if not ((time >= 0) & (time < np.inf)).all():
-        raise InputError("a time is negative or infinite: for runs that never reached it, give where they ended")
-    at = np.unique(time[seen])
-    risk = (time >= at[:, None]).sum(axis=1).astype(float)
-    events = ((time == at[:, None]) & seen).sum(axis=1).astype(float)
-    hazard = np.divide(events, risk * (risk - events), out=np.zeros(len(at)), where=risk > events)
-    return Survival(at, np.cumprod(1 - events / risk), hazard, len(time), float(time.max()))
-
-
-def restricted_mean(time: npt.ArrayLike, reached: npt.ArrayLike, horizon: float, confidence: float = 0.95) -> Estimate:
-    """Mean control steps to the threshold, counted up to `horizon`; time, reached (R,) as in `kaplan_meier`.
-
-    The interval is t with R − 1 degrees of freedom on Greenwood's error, unbiased by √(R / (R − 1)), within
-    [0, horizon]: all of it for one run, no width if all times are equal. At 95 % it covered 0.88 – 0.95 in simulation
-    with 3 to 10 runs of exponential times.
-    """
-    survival = kaplan_meier(time, reached)
-    value, error = survival.restricted_mean(horizon)
-    n = survival.runs
-    half = t.ppf(0.5 + confidence / 2, n - 1) * error * np.sqrt(n / (n - 1)) if n > 1 else horizon
-    return Estimate(value, max(0.0, value - half), min(horizon, value + half))

@@ -6,28 +6,22 @@ Only the report half of the start states is used, except where a noise level is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
-from bench import seeding, stats
+from bench import curve_stats, seeding, stats
 from bench.stages.curves import Curves
-from bench.stats import Array
+from bench.stats import Array, Bootstrap, Estimate
 
 K = 8  # Success@K before RL; fewer if a start state has fewer attempts
 THRESHOLD = 0.5  # success rate whose first crossing is reported
 FEW_SEEDS = 5  # below this many seeds a ranking is called weak
+SHARE = Bootstrap(draws=2000, bounds=(0.0, 1.0))  # success rates and areas; 2000 draws give the error within 2 %
+GAP = replace(SHARE, bounds=(-1.0, 1.0))  # differences of those
+NONE = float("nan")  # the ends of an interval that cannot be had
 AXES = ("control_steps", "decisions", "gradient_steps", "policy_calls", "wall_seconds", "robot_hours")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -37,30 +31,44 @@ class Before:
     k: int
     success: Estimate
     sigma: float  # mean over seeds of the chosen level
+    seeds: dict[int, float] = field(default_factory=dict)  # seed → its Success@k
+
+
+@dataclass(frozen=True)
+class Run:
+    """Report episodes of one finished cell."""
+
+    seed: int
+    axes: dict[str, Array]  # axis → its value at every evaluation point (P,); control steps increase
+    success: Array  # (S, P), mean over attempts
+    pretraining: dict[str, float]  # axis → what pretraining cost on it; other axes have none
+
+    @property
+    def steps(self) -> Array:
+        return self.axes["control_steps"]
 
 
 @dataclass(frozen=True)
 class Result:
-    """One method on one task. Curves are success on report states against control steps."""
+    """One method on one task; success is that of report states."""
 
     task: str
     method: str
     planned: int  # seeds
     seeds: tuple[int, ...]  # finished
     before: tuple[Before, ...] = ()  # k = 1 and k = K; nothing without a pretrained policy
-    grid: Array = field(default_factory=lambda: np.zeros(0))  # (G,) control steps
-    mean: Array = field(default_factory=lambda: np.zeros(0))  # (G,)
-    band: Array = field(default_factory=lambda: np.zeros((2, 0)))  # (2, G) low and high
-    lines: tuple[tuple[Array, Array], ...] = ()  # per seed: control steps (P,), success (P,)
+    runs: tuple[Run, ...] = ()  # one per finished seed
     areas: Array = field(default_factory=lambda: np.zeros((0, 0)))  # (R, S) per seed and start state
     area: Estimate | None = None
     final: Estimate | None = None
     gain: Estimate | None = None  # last point minus the point before RL, paired over seeds and start states
-    steps_to_threshold: float | None = None  # median over seeds; None if the median seed never got there
-    reached: int = 0  # seeds that got there
+    half_median: float = float("nan")  # control steps to THRESHOLD, Kaplan–Meier; infinite if half did not get there
+    half_mean: Estimate | None = None  # the same, mean counted up to the end of the areas; None if no seed got there
+    reached: int = 0  # seeds that got there before the end of the areas
     pretrain_steps: float = float("nan")
     pretrain_seconds: float = float("nan")
     cost: dict[str, float] = field(default_factory=dict)  # axis → median over seeds at the last point
+    memory: float = float("nan")  # largest peak over seeds, MB
 
 
 @dataclass(frozen=True)
@@ -70,20 +78,10 @@ class TaskResult:
     task: str
     end: float
     results: tuple[Result, ...]
-    behind: dict[str, tuple[Estimate, int]]  # method → how far behind the first (area) and over how many seeds
 
     @property
     def ranked(self) -> tuple[Result, ...]:
         return tuple(r for r in self.results if r.area is not None)
-
-
-@dataclass(frozen=True)
-class _Seed:
-    """Report episodes of one cell as arrays."""
-
-    x: Array  # (P,) control steps
-    y: Array  # (S, P) success, mean over attempts
-    cost: dict[str, float]
 
 
 def summarise(curves: Curves) -> list[TaskResult]:
@@ -94,83 +92,100 @@ def summarise(curves: Curves) -> list[TaskResult]:
 
 def _task(curves: Curves, report: pd.DataFrame, task: str) -> TaskResult:
     cells = curves.cells[curves.cells["task"] == task]
-    data = {
-        method: dict(_seeds(report[(report["task"] == task) & (report["method"] == method)]))
-        for method in dict.fromkeys(cells["method"])
-    }
-    ends = [seed.x[-1] for seeds in data.values() for seed in seeds.values()]
+    own = report[report["task"] == task]
+    data = {method: list(_runs(own[own["method"] == method])) for method in dict.fromkeys(cells["method"])}
+    ends = [run.steps[-1] for runs in data.values() for run in runs]
     end = float(min(ends)) if ends else 0.0
-    results = [_result(curves, cells[cells["method"] == method], seeds, end) for method, seeds in data.items()]
+    results = [_result(curves, cells[cells["method"] == method], runs, end) for method, runs in data.items()]
     results.sort(key=lambda r: -r.area.value if r.area else np.inf)
-    return TaskResult(task, end, tuple(results), _behind(results))
+    return TaskResult(task, end, tuple(results))
 
 
-def _seeds(frame: pd.DataFrame) -> Iterator[tuple[int, _Seed]]:
+def _runs(frame: pd.DataFrame) -> Iterator[Run]:
     for seed, rows in frame.groupby("seed"):
-        table = rows.pivot_table(index="start", columns="point", values="success", aggfunc="mean")
-        axes = rows.groupby("point")[list(AXES)].first()
-        x, y = axes["control_steps"].to_numpy(float), table.to_numpy(float)
-        kept = np.concatenate([[True], np.diff(x) > 0])  # two points may fall due in one round
-        yield int(str(seed)), _Seed(x[kept], y[:, kept], {str(k): float(v) for k, v in axes.iloc[-1].items()})
+        success = rows.pivot_table(index="start", columns="point", values="success", aggfunc="mean").to_numpy(float)
+        points = rows.groupby("point")[list(AXES)].first()
+        steps = points["control_steps"].to_numpy(float)
+        kept = np.concatenate([[True], np.diff(steps) > 0])  # two points may fall due in one round
+        axes = {axis: points[axis].to_numpy(float)[kept] for axis in AXES}
+        first = rows.iloc[0]
+        spent = {"gradient_steps": float(first["pretrain_steps"]), "wall_seconds": float(first["pretrain_seconds"])}
+        yield Run(int(str(seed)), axes, success[:, kept], spent)
 
 
-def _result(curves: Curves, cells: pd.DataFrame, seeds: dict[int, _Seed], end: float) -> Result:
+def _result(curves: Curves, cells: pd.DataFrame, runs: list[Run], end: float) -> Result:
     first = cells.iloc[0]
     task, method = str(first["task"]), str(first["method"])
-    pretrain = cells[["pretrain_steps", "pretrain_seconds"]].mean()
-    base = Result(
-        task, method, len(cells), tuple(seeds), _before(curves, task, method),
-        pretrain_steps=float(pretrain["pretrain_steps"]), pretrain_seconds=float(pretrain["pretrain_seconds"]),
+    result = Result(
+        task, method, len(cells), tuple(run.seed for run in runs), _before(curves, task, method), tuple(runs),
+        pretrain_steps=float(cells["pretrain_steps"].mean()),
+        pretrain_seconds=float(cells["pretrain_seconds"].mean()), memory=float(cells["peak_memory_mb"].max()),
     )  # fmt: skip
-    if not seeds:
-        return base
-    found = list(seeds.values())
-    rng = seeding.rng(0, "report", task, method)
-    grid = _grid(found)
-    values = _stack([stats.on_grid(grid, s.x, s.y) for s in found])
-    reached = [stats.steps_to(s.x, s.y.mean(axis=0), THRESHOLD) for s in found]
-    areas = _stack([stats.area(s.x, s.y, end)[:, None] for s in found])[..., 0] if end > 0 else np.zeros((0, 0))
-    return Result(
-        **{name: getattr(base, name) for name in ("task", "method", "planned", "seeds", "before")},
-        pretrain_steps=base.pretrain_steps, pretrain_seconds=base.pretrain_seconds,
-        grid=grid, mean=values.mean(axis=(0, 1)), band=stats.interval(stats.resample(values, rng)),
-        lines=tuple((s.x, s.y.mean(axis=0)) for s in found),
-        areas=areas, area=estimate(areas, rng) if areas.size else None,
-        final=estimate(_stack([s.y[:, -1:] for s in found])[..., 0], rng), gain=_gain(found, rng),
-        steps_to_threshold=stats.median_steps(reached), reached=sum(r is not None for r in reached),
-        cost={axis: float(np.median([s.cost[axis] for s in found])) for axis in AXES},
+    return _measured(result, end) if runs else result
+
+
+def _measured(result: Result, end: float) -> Result:
+    """The result with what its runs say; at least one."""
+    runs, rng = result.runs, seeding.rng(0, "report", result.task, result.method)
+    areas = _stack([stats.area(r.steps, r.success, end) for r in runs]) if end > 0 else np.zeros((0, 0))
+    last, first = (_stack([r.success[:, i] for r in runs]) for i in (-1, 0))
+    time, reached = curve_stats.times_to([(r.steps, r.success.mean(axis=0)) for r in runs], THRESHOLD)
+    time, reached = np.minimum(time, end), reached & (time <= end)  # all are watched equally long
+    return replace(
+        result, areas=areas, area=estimate(areas, rng) if areas.size else None, final=estimate(last, rng),
+        gain=difference(last, first, rng), half_median=curve_stats.kaplan_meier(time, reached).median(),
+        half_mean=_restricted(time, reached, end), reached=int(reached.sum()),
+        cost={axis: float(np.median([r.axes[axis][-1] for r in runs])) for axis in AXES},
     )  # fmt: skip
 
 
-def _gain(seeds: list[_Seed], rng: np.random.Generator) -> Estimate:
-    """Success of the last point minus that of the first, on the same seeds and start states."""
-    last, first = (_stack([s.y[:, [i]] for s in seeds])[..., 0] for i in (-1, 0))
-    value, (low, high) = stats.paired_difference(last, first, rng)
-    return Estimate(value, low, high)
-
-
-def _grid(seeds: list[_Seed]) -> Array:
-    """Every evaluation point of every seed, up to where the shortest seed ends: the mean of lines is exact there."""
-    end = min(s.x[-1] for s in seeds)
-    points = np.unique(np.concatenate([s.x for s in seeds]))
-    return np.asarray(points[points <= end])
+def _restricted(time: Array, reached: np.ndarray[tuple[int], np.dtype[np.bool_]], end: float) -> Estimate | None:
+    """Mean steps to the threshold up to `end`; no interval where the seeds cannot give one."""
+    if not reached.any() or end <= 0:
+        return None
+    found = curve_stats.restricted_mean(time, reached, end)
+    return Estimate(found.value, NONE, NONE) if len(time) == 1 or found.low == found.high else found
 
 
 def _stack(parts: list[Array]) -> Array:
-    """(S, G) per seed → (R, S, G); if seeds had different numbers of start states, their means: (R, 1, G)."""
+    """(S,) per seed → (R, S); if seeds had different numbers of start states, their means: (R, 1)."""
     if len({part.shape for part in parts}) > 1:
         parts = [part.mean(axis=0, keepdims=True) for part in parts]
     return np.stack(parts)
 
 
 def estimate(values: Array, rng: np.random.Generator) -> Estimate:
-    """Mean of (R, S) with the bootstrap interval; where all agree on 0 or 1, Wilson's on the R × S values."""
-    mean = float(values.mean())
-    if np.ptp(values) == 0 and mean in (0.0, 1.0):
-        low, high = stats.wilson(mean * values.size, values.size)
-    else:
-        low, high = (float(v) for v in stats.interval(stats.resample(values, rng)))
-    return Estimate(mean, low, high)
+    """Mean of (R, S) with its t interval over seeds and start states; of one seed, over its start states only.
+
+    Where that has no width, as all agree, Wilson's on the R × S values.
+    """
+    mean, units = float(values.mean()), _units(values)
+    found = stats.bootstrap([units], np.mean, rng, SHARE) if len(units) > 1 else Estimate(mean, mean, mean)
+    if found.low < found.high:
+        return found
+    return Estimate(mean, *stats.wilson(mean * values.size, values.size))
+
+
+def difference(first: Array, second: Array, rng: np.random.Generator) -> Estimate:
+    """Mean of first − second, both (R, S), paired by seed and start state, with its interval as in `estimate`.
+
+    Where that has no width, Newcombe's of two rates that are not paired (Statistics in Medicine 17, 873–890, 1998,
+    method 10), which is the wider one.
+    """
+    units = _units(first - second)
+    value = float((first - second).mean())
+    found = stats.bootstrap([units], np.mean, rng, GAP) if len(units) > 1 else Estimate(value, value, value)
+    if found.low < found.high:
+        return found
+    a, b = float(first.mean()), float(second.mean())
+    (a_low, a_high), (b_low, b_high) = (stats.wilson(m * first.size, first.size) for m in (a, b))
+    below, above = np.hypot(a - a_low, b_high - b), np.hypot(a_high - a, b - b_low)
+    return Estimate(value, float(value - below), float(value + above))
+
+
+def _units(values: Array) -> Array:
+    """What is resampled: seeds with their start states (R, S); of a single seed its start states (S,)."""
+    return values if len(values) > 1 else values[0]
 
 
 def counts(frame: pd.DataFrame) -> tuple[Array, int]:
@@ -200,9 +215,10 @@ def _before(curves: Curves, task: str, method: str) -> tuple[Before, ...]:
 
 
 def _before_k(frame: pd.DataFrame, k: int, task: str) -> Before:
-    found = [one_seed(rows, k) for _, rows in frame.groupby("seed")]
-    matrix = _stack([values[:, None] for values, _ in found])[..., 0]
-    return Before(k, estimate(matrix, seeding.rng(0, "before", task, k)), float(np.mean([s for _, s in found])))
+    found = {int(str(seed)): one_seed(rows, k) for seed, rows in frame.groupby("seed")}
+    success = estimate(_stack([values for values, _ in found.values()]), seeding.rng(0, "before", task, k))
+    sigma = float(np.mean([sigma for _, sigma in found.values()]))
+    return Before(k, success, sigma, {seed: float(values.mean()) for seed, (values, _) in found.items()})
 
 
 def one_seed(frame: pd.DataFrame, k: int) -> tuple[Array, float]:
@@ -213,41 +229,5 @@ def one_seed(frame: pd.DataFrame, k: int) -> tuple[Array, float]:
 
 def by_seed(frame: pd.DataFrame, k: int, task: str) -> Estimate:
     """Success@k over the seeds of coverage rows that have one σ and one half."""
-    matrix = _stack([at_k(rows, k)[:, None] for _, rows in frame.groupby("seed")])[..., 0]
+    matrix = _stack([at_k(rows, k) for _, rows in frame.groupby("seed")])
     return estimate(matrix, seeding.rng(0, "before", task, k))
-
-
-def _behind(results: list[Result]) -> dict[str, tuple[Estimate, int]]:
-    ranked = [r for r in results if r.area is not None]
-    found = {}
-    for other in ranked[1:]:
-        common = [s for s in ranked[0].seeds if s in other.seeds]
-        pair = [_rows(r, common) for r in (ranked[0], other)]
-        if not common or pair[0].shape != pair[1].shape:
-            continue
-        rng = seeding.rng(0, "difference", other.task, ranked[0].method, other.method)
-        value, (low, high) = stats.paired_difference(pair[0], pair[1], rng)
-        found[other.method] = Estimate(value, low, high), len(common)
-    return found
-
-
-def _rows(result: Result, seeds: list[int]) -> Array:
-    return np.asarray(result.areas[[result.seeds.index(s) for s in seeds]])
-
-
-def across(tasks: list[TaskResult]) -> dict[str, Estimate]:
-    """Method → interquartile mean of the area over (task, seed), for methods finished on every ranked task.
-
-    Nothing for methods with a single seed on some task: an interval over seeds does not exist there.
-    """
-    ranked = [t for t in tasks if t.ranked]
-    found: dict[str, Estimate] = {}
-    if len(ranked) < 2:
-        return found
-    for method in dict.fromkeys(r.method for t in ranked for r in t.ranked):
-        strata = [r.areas.mean(axis=1) for t in ranked for r in t.ranked if r.method == method]
-        if len(strata) == len(ranked) and min(map(len, strata)) > 1:
-            rng = seeding.rng(0, "across", method)
-            value, (low, high) = stats.stratified(strata, lambda v: stats.interquartile_mean(v, axis=1), rng)
-            found[method] = Estimate(value, low, high)
-    return dict(sorted(found.items(), key=lambda item: -item[1].value))

@@ -42,9 +42,9 @@ class Fabricated:
 
     def __init__(
         self, root: Path, kinds: dict[str, Kind] | None = None, tasks: tuple[str, ...] = ("toy/reach",),
-        seeds: tuple[int, ...] = (0, 1, 2), points: int = 11, name: str = "20261120-demo",
+        seeds: tuple[int, ...] = (0, 1, 2), points: int = 11, name: str = "20261120-demo", starts: int = STARTS,
     ) -> None:  # fmt: skip
-        self.store, self.kinds, self.points = Store(root), kinds or KINDS, points
+        self.store, self.kinds, self.points, self.starts = Store(root), kinds or KINDS, points, starts
         self.folder = root / "runs" / name
         self.folder.mkdir(parents=True)
         self.cells = [self._cell(m, t, s) for t in tasks for m in self.kinds for s in seeds]
@@ -93,12 +93,12 @@ class Fabricated:
             spread = 0.3 + sigma  # of a start state's chance around the mean; small at large σ
             for half in ("selection", "report"):
                 level = kind.before * (1 - 0.6 * abs(sigma - 0.25))
-                chance = np.clip(rng.beta(level / spread, (1 - level) / spread, STARTS), 0, 1)
-                success = rng.random((STARTS, ATTEMPTS)) < chance[:, None]
+                chance = np.clip(rng.beta(level / spread, (1 - level) / spread, self.starts), 0, 1)
+                success = rng.random((self.starts, ATTEMPTS)) < chance[:, None]
                 rows += [
                     {"half": half, "sigma": sigma, "start": i, "attempt": j, "success": success[i, j], "length": 50,
                      "spread": 0.1 + sigma}
-                    for i in range(STARTS) for j in range(ATTEMPTS)
+                    for i in range(self.starts) for j in range(ATTEMPTS)
                 ]  # fmt: skip
         return table(rows, COVERAGE)
 
@@ -120,7 +120,7 @@ class Fabricated:
     def episodes(self, cell: dict[str, Any]) -> list[dict[str, Any]]:
         rng = seeding.rng(cell["seed"], "episodes", cell["stages"]["finetune"])
         kind, rows = self.kinds[cell["method"]], []
-        offset = seeding.rng(0, "starts").normal(0, 0.15, STARTS)
+        offset = seeding.rng(0, "starts").normal(0, 0.15, self.starts)
         for point, chance in enumerate(self.curve(cell)):
             common = self.axes(cell, point) | {
                 "method": cell["method"], "task": cell["task"], "seed": cell["seed"], "point": point, "length": 60,
@@ -128,10 +128,10 @@ class Fabricated:
                 "sigma": 0.3 if kind.learns_sigma else 0.0,
             }  # fmt: skip
             for half in ("selection", "report"):
-                success = rng.random((STARTS, 2)) < np.clip(chance + offset, 0, 1)[:, None]
+                success = rng.random((self.starts, 2)) < np.clip(chance + offset, 0, 1)[:, None]
                 rows += [
                     common | {"half": half, "start": i, "attempt": j, "success": bool(success[i, j])}
-                    for i in range(STARTS)
+                    for i in range(self.starts)
                     for j in range(2)
                 ]
         return rows

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from bench import stats
+from bench import curve_stats, stats
 from bench.stats import Bootstrap, interquartile_mean
 from bench.types import InputError
 
@@ -95,60 +95,44 @@ def test_on_grid_agrees_with_numpy() -> None:
 
 
 def test_steps_to_a_threshold() -> None:
-    assert stats.steps_to([0, 10, 20, 30], [0.1, 0.5, 0.2, 0.9], 0.5) == 10
-    assert stats.steps_to([0, 10], [0.1, 0.2], 0.5) is None
-    assert stats.median_steps([10, None, 30]) == 30
-    assert stats.median_steps([10, None]) is None
-    assert stats.median_steps([10, 20, None]) == 20
-    assert stats.median_steps([]) is None
+    assert curve_stats.steps_to([0, 10, 20, 30], [0.1, 0.5, 0.2, 0.9], 0.5) == 10
+    assert curve_stats.steps_to([0, 10], [0.1, 0.2], 0.5) is None
 
 
 def test_bootstrap_over_seeds_agrees_with_scipy() -> None:
     values = rng().random(30)
-    ours = stats.interval(stats.resample(values[:, None], rng(), draws=20_000))
+    ours = stats.interval(curve_stats.resample(values[:, None], rng(), draws=20_000))
     theirs = reference.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", random_state=1)
     np.testing.assert_allclose(ours, theirs.confidence_interval, atol=0.005)
 
 
 def test_bootstrap_draws_are_averages_of_rows_and_columns() -> None:
     values = np.array([[0.0, 1.0], [10.0, 11.0]])
-    draws = stats.resample(values, rng(), draws=500)
+    draws = curve_stats.resample(values, rng(), draws=500)
     # row weight in {0, 1/2, 1} × 10 plus column weight in {0, 1/2, 1}
     assert set(np.round(draws, 6)) == {a * 10 + b for a in (0, 0.5, 1) for b in (0, 0.5, 1)}
-    assert stats.resample(np.ones((3, 4, 5)), rng(), draws=7).shape == (7, 5)
+    assert curve_stats.resample(np.ones((3, 4, 5)), rng(), draws=7).shape == (7, 5)
 
 
 def test_start_states_shared_by_seeds_widen_the_interval() -> None:
     """Hard and easy start states: drawing them once per resample must not average their difference away."""
     values = np.tile([0.0, 1.0], (20, 10))  # 20 seeds that agree, 20 start states that do not
-    low, high = stats.interval(stats.resample(values, rng()))
+    low, high = stats.interval(curve_stats.resample(values, rng()))
     assert 0.15 < high - 0.5 < 0.3 and 0.15 < 0.5 - low < 0.3  # 1.96 · 0.5 / √20 = 0.22
 
 
 def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     generator, hits = np.random.default_rng(5), 0
     for _ in range(200):
-        low, high = stats.interval(stats.resample(generator.normal(size=(30, 1)), generator, draws=400))
+        low, high = stats.interval(curve_stats.resample(generator.normal(size=(30, 1)), generator, draws=400))
         hits += low <= 0 <= high
     assert 176 <= hits <= 199  # 95 % nominal
-
-
-def test_paired_difference_ignores_what_both_share() -> None:
-    shared = rng().normal(size=(5, 8)) * 10
-    value, (low, high) = stats.paired_difference(shared + 0.5, shared, rng())
-    assert (value, low, high) == pytest.approx((0.5, 0.5, 0.5))
-
-
-def test_stratified_bootstrap_keeps_every_stratum() -> None:
-    strata = [np.zeros(4), np.ones(4)]  # resampling across strata would move the mean
-    value, (low, high) = stats.stratified(strata, lambda v: v.mean(axis=1), rng())
-    assert (value, low, high) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_equal_generators_give_equal_intervals() -> None:
     values = rng().random((4, 6))
     state = np.random.get_state()[1].copy()  # noqa: NPY002
-    np.testing.assert_array_equal(stats.resample(values, rng()), stats.resample(values, rng()))
+    np.testing.assert_array_equal(curve_stats.resample(values, rng()), curve_stats.resample(values, rng()))
     np.testing.assert_array_equal(state, np.random.get_state()[1])  # noqa: NPY002
 
 
@@ -287,8 +271,6 @@ def test_pairs_refuse_by_name_what_one_side_or_both_lack() -> None:
         stats.paired({("a", 0): [0, 1], ("a", 1): [0, 1]}, {("a", 0): [0], ("a", 1): [1]}, np.mean, rng())
     with pytest.raises(InputError, match="seeds of a differ"):
         stats.strata_of({("a", 0): [0, 1], ("a", 1): [0]}, [("a", 0), ("a", 1)])
-    with pytest.raises(InputError, match="equal seeds and start states"):
-        stats.paired_difference(np.zeros((3, 1)), np.zeros((3, 4)), rng())
 
 
 def test_strata_are_sorted_and_may_be_unequal() -> None:
@@ -448,23 +430,11 @@ def test_seeds_to_decide_at_its_ends() -> None:
         stats.seeds_to_decide([0.5])
 
 
-# areas and times
-
-
-def test_areas_of_curves_with_unequal_points() -> None:
-    ramp, same, early = ([0, 100], [0, 1]), ([0, 25, 60, 100], [0, 0.25, 0.6, 1]), ([0, 50, 80], [0, 1, 1])
-    assert stats.areas([ramp, same]) == pytest.approx([0.5, 0.5])
-    with pytest.raises(InputError, match=r"curves 2 \(at 80\) end before 100 control steps"):
-        stats.areas([ramp, same, early])
-    assert stats.areas([ramp, same, early], end=80) == pytest.approx([0.4, 0.4, (25 + 30) / 80])
-    assert stats.areas([ramp])[0] == pytest.approx(float(stats.area(*ramp, 100)))
-    for steps in ([0, 50, 50], [0, 50, 20], []):
-        with pytest.raises(InputError, match="do not increase"):
-            stats.areas([(steps, np.ones(len(steps)))])
+# times to a threshold
 
 
 def test_times_to_a_threshold_are_censored_where_curves_end() -> None:
-    time, reached = stats.times_to([([0, 10, 20], [0, 0.6, 0.2]), ([0, 10, 30], [0, 0.1, 0.4])], 0.5)
+    time, reached = curve_stats.times_to([([0, 10, 20], [0, 0.6, 0.2]), ([0, 10, 30], [0, 0.1, 0.4])], 0.5)
     assert time.tolist() == [10, 30] and reached.tolist() == [True, False]
 
 
@@ -474,7 +444,7 @@ RELAPSE = [c == "1" for c in "111010100110001100000"]
 
 
 def test_kaplan_meier_of_a_textbook() -> None:
-    found = stats.kaplan_meier(WEEKS, RELAPSE)
+    found = curve_stats.kaplan_meier(WEEKS, RELAPSE)
     assert found.time.tolist() == [6, 7, 10, 13, 16, 22, 23]
     np.testing.assert_allclose(found.share, [0.857, 0.807, 0.753, 0.690, 0.627, 0.538, 0.448], atol=5e-4)
     np.testing.assert_allclose(found.error(), [0.0764, 0.0869, 0.0963, 0.1068, 0.1141, 0.1282, 0.1346], atol=5e-5)
@@ -485,7 +455,7 @@ def test_kaplan_meier_of_a_textbook() -> None:
 def test_kaplan_meier_agrees_with_scipy(seed: int) -> None:
     g = np.random.default_rng(seed)
     time, reached = g.integers(1, 15, size=30).astype(float), g.random(30) < 0.7
-    found = stats.kaplan_meier(time, reached)
+    found = curve_stats.kaplan_meier(time, reached)
     theirs = reference.ecdf(reference.CensoredData(uncensored=time[reached], right=time[~reached])).sf
     np.testing.assert_allclose(found.share, theirs.evaluate(found.time), atol=1e-12)
     inner = found.share > 0
@@ -498,7 +468,7 @@ def test_kaplan_meier_agrees_with_scipy(seed: int) -> None:
 
 def test_restricted_mean_by_hand() -> None:
     # reached at 1 (of 3 runs), censored at 2, reached at 3 (of 1): 1 + 2/3 · 2; error (4/3)² / (3 · 2)
-    survival = stats.kaplan_meier([1, 2, 3], [True, False, True])
+    survival = curve_stats.kaplan_meier([1, 2, 3], [True, False, True])
     assert survival.share == pytest.approx([2 / 3, 0])
     assert survival.restricted_mean(3) == pytest.approx((7 / 3, np.sqrt(16 / 9 / 6)))
     assert survival.restricted_mean(5) == pytest.approx((7 / 3, np.sqrt(16 / 9 / 6)))  # all are there: nothing to add
@@ -510,21 +480,21 @@ def test_restricted_mean_without_censoring_is_the_mean() -> None:
     time = rng().random(12) * 100
     capped = np.minimum(time, 60)
     expected = reference.ttest_1samp(capped, 0).confidence_interval()
-    found = stats.restricted_mean(time, np.ones(12, bool), 60)
+    found = curve_stats.restricted_mean(time, np.ones(12, bool), 60)
     assert (found.value, found.low, found.high) == pytest.approx((capped.mean(), expected.low, expected.high))
     # that runs are cut at the horizon changes nothing
-    cut = stats.restricted_mean(capped, time < 60, 60)
+    cut = curve_stats.restricted_mean(capped, time < 60, 60)
     assert (cut.value, cut.low, cut.high) == pytest.approx((found.value, found.low, found.high))
 
 
 def test_time_to_threshold_that_few_runs_reach() -> None:
-    survival = stats.kaplan_meier([10, 50, 50], [True, False, False])
+    survival = curve_stats.kaplan_meier([10, 50, 50], [True, False, False])
     assert survival.median() == np.inf
-    assert stats.kaplan_meier([50, 50], [False, False]).median() == np.inf
-    assert stats.kaplan_meier([50, 50], [False, False]).restricted_mean(50) == (50.0, 0.0)
-    assert stats.kaplan_meier([10, 20, 30, 30], [True, True, False, False]).median() == 20
-    assert stats.restricted_mean([10], [True], 50) == stats.Estimate(10.0, 0.0, 50.0)
-    found = stats.restricted_mean([10, 50, 50], [True, False, False], 50)
+    assert curve_stats.kaplan_meier([50, 50], [False, False]).median() == np.inf
+    assert curve_stats.kaplan_meier([50, 50], [False, False]).restricted_mean(50) == (50.0, 0.0)
+    assert curve_stats.kaplan_meier([10, 20, 30, 30], [True, True, False, False]).median() == 20
+    assert curve_stats.restricted_mean([10], [True], 50) == stats.Estimate(10.0, 0.0, 50.0)
+    found = curve_stats.restricted_mean([10, 50, 50], [True, False, False], 50)
     assert found.low >= 0 and found.high == 50
     for horizon in (0, 51):
         with pytest.raises(InputError, match="horizon"):
@@ -537,7 +507,7 @@ def test_time_to_threshold_that_few_runs_reach() -> None:
 )
 def test_kaplan_meier_refuses_what_is_no_time(time: list[float], reached: list[bool]) -> None:
     with pytest.raises(InputError, match="time"):
-        stats.kaplan_meier(time, np.array(reached, dtype=float if np.nan in reached else bool))
+        curve_stats.kaplan_meier(time, np.array(reached, dtype=float if np.nan in reached else bool))
 
 
 # nothing missing is left out in silence
@@ -548,20 +518,16 @@ def test_kaplan_meier_refuses_what_is_no_time(time: list[float], reached: list[b
     [
         lambda gap: interquartile_mean(gap),  # scipy's trimmed mean would trim the gap away
         lambda gap: interquartile_mean(gap[None], axis=1),
-        lambda gap: stats.resample(gap[:, None], rng()),
-        lambda gap: stats.paired_difference(gap[:, None], np.zeros((5, 1)), rng()),
-        lambda gap: stats.stratified([np.zeros(5), gap], lambda v: v.mean(axis=1), rng()),
+        lambda gap: curve_stats.resample(gap[:, None], rng()),
         lambda gap: stats.bootstrap([np.zeros(5), gap], np.mean, rng()),
         lambda gap: stats.performance_profile([gap], [0.5], rng()),
         lambda gap: stats.probability_of_improvement([np.zeros(5)], [gap]),
         lambda gap: stats.rank_correlation(np.arange(5), gap, rng()),
         lambda gap: stats.seeds_to_decide(gap),
         lambda gap: stats.area(np.arange(5), gap, 4),
-        lambda gap: stats.areas([(np.arange(5), gap)]),
-        lambda gap: stats.steps_to(np.arange(5), gap, 0.5),
-        lambda gap: stats.times_to([(np.arange(5), gap)], 0.5),
-        lambda gap: stats.median_steps(list(gap)),
-        lambda gap: stats.kaplan_meier(gap, np.ones(5, bool)),
+        lambda gap: curve_stats.steps_to(np.arange(5), gap, 0.5),
+        lambda gap: curve_stats.times_to([(np.arange(5), gap)], 0.5),
+        lambda gap: curve_stats.kaplan_meier(gap, np.ones(5, bool)),
     ],
 )
 def test_a_gap_is_refused_with_its_place(call: Callable[[np.ndarray], object]) -> None:  # type: ignore[type-arg]
