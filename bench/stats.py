@@ -2,8 +2,7 @@
 
 Axes: R seeds, S start states, P evaluation points, T tasks, B bootstrap resamples. A stratum is what one task gave:
 (R,) one score per seed or (R, S) one per seed and start state; R may differ between tasks. A run is a (task, seed).
-A missing score is NaN or an absent key. It is refused by name (`InputError`), never left out. Bands of curves and
-times to a threshold are in curve_stats.py.
+A missing score is NaN or an absent key. It is refused by name (`InputError`), never left out. Curves: curve_stats.py.
 
 Interquartile means, stratified bootstrap, performance profiles and probability of improvement: Agarwal et al. 2021,
 "Deep reinforcement learning at the edge of the statistical precipice", https://arxiv.org/abs/2108.13264.

@@ -290,6 +290,8 @@ def test_time_to_half_by_hand() -> None:
     assert fast.half_median == 100 and fast.reached == 3 and fast.half_mean and np.isnan(fast.half_mean.low)
     assert np.isinf(slow.half_median) and slow.reached == 1  # the second seed, at 200
     assert slow.half_mean and slow.half_mean.value == 200
+    cut = summary._measured(slow, 150.0)  # what is reached after the end that all share is not seen
+    assert cut.reached == 0 and np.isinf(cut.half_median) and cut.half_mean is None
     table = report.report_tables.main(task_of(fast, slow, result_of("never", [[0.0, 0.1, 0.2]] * 2)))
     cells = {row[0]: row[-2:] for row in table.rows}
     assert cells["fast"] == ("100 (3/3 seeds)", "100") and cells["slow"][0] == "not reached (1/3 seeds)"
@@ -375,8 +377,9 @@ def test_nothing_missing_is_said_too(run: Fabricated) -> None:
 
 
 def test_settings_are_compared_with_the_defaults() -> None:
+    same = {"rl.discount": 0.99, "coverage.sigmas": [0.0, 0.25, 0.5, 0.75, 1]}  # a tuple in the code
     cells = [
-        {"method": "m", "task": t, "seed": 0, "config": {"rl.decisions": n, "rl.discount": 0.99, "m.odd": 1.0}}
+        {"method": "m", "task": t, "seed": 0, "config": {"rl.decisions": n, **same, "m.odd": 1.0}}
         for t, n in (("a/a", 7), ("b/b", 7), ("c/c", 8))
     ]
     rows = {(key, here): where for key, _, here, where in report_origin.changed({"cells": cells})}

@@ -1,0 +1,125 @@
+"""What is missing from a run and why, and what it takes to make it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from bench.page import Block, Code, Heading, Table, Text
+from bench.report_ranking import Ranking, together
+from bench.summary import TaskResult
+
+DASH = "–"
+
+
+def missing_line(cells: pd.DataFrame) -> list[Block]:
+    """One loud line at the top if any cell has no result."""
+    failed, waiting = (int(cells["status"].isin(s).sum()) for s in (["failed"], ["pending", "running"]))
+    parts = [f"{n} {word}" for n, word in ((failed, "failed"), (waiting, "not finished")) if n]
+    return [Text(f"Of the cells, {together(parts)}: see “What is missing” below.", loud=True)] if parts else []
+
+
+def missing(cells: pd.DataFrame, tasks: Sequence[TaskResult], ranking: Ranking) -> list[Block]:
+    """Every cell without a result and why, seeds that are not equal, and the statistics that were refused for it."""
+    blocks: list[Block] = [Heading("What is missing")]
+    unequal = _unequal(tasks)
+    refused: dict[str, list[str]] = {}
+    for s in ranking.standings:
+        if s.refused:
+            refused.setdefault(s.refused, []).append(s.method)
+    lacking = cells[cells["status"] != "done"]
+    if lacking.empty and not unequal and not refused:
+        some = f"None: all {len(cells)} cells finished, and every method has the same seeds on every task."
+        return [*blocks, Text(some if len(cells) else "The run has no cells.")]
+    blocks += [Text(text) for text in unequal]
+    blocks += [Text(f"Refused for {together(methods)}: {why}.") for why, methods in refused.items()]
+    return [*blocks, *_cells(lacking)]
+
+
+def _unequal(tasks: Sequence[TaskResult]) -> list[str]:
+    said = []
+    for task in tasks:
+        seeds = {r.method: r.seeds for r in task.results}
+        if len(set(map(frozenset, seeds.values()))) > 1:
+            each = "; ".join(f"{m}: {', '.join(map(str, s)) or 'none'}" for m, s in sorted(seeds.items()))
+            said.append(f"Seeds are not equal on {task.task}. {each}.")
+    return said
+
+
+def _cells(lacking: pd.DataFrame) -> list[Block]:
+    if lacking.empty:
+        return []
+    rows = tuple(
+        (c["task"], c["method"], str(c["seed"]), c["status"], c["stage"] or DASH, c["failure"] or DASH)
+        for c in lacking.to_dict("records")
+    )
+    header = ("Task", "Method", "Seed", "Status", "Stage", "Last line of the traceback")
+    blocks: list[Block] = [Table(header, rows, "missing")]
+    for c in lacking[lacking["traceback"] != ""].to_dict("records"):
+        blocks.append(Code(c["traceback"].rstrip(), f"Traceback of {c['method']} on {c['task']}, seed {c['seed']}"))
+    return blocks
+
+
+def origin(run: dict[str, Any]) -> list[Block]:
+    """Commands, commit, versions and settings."""
+    commit = str(run.get("commit") or "")
+    versions = "\n".join(f"{name}=={version}" for name, version in sorted(run.get("versions", {}).items()))
+    commands = [f"git checkout {commit.rstrip('+')}"] if commit else []
+    command = [str(word) for word in run.get("command", [])]
+    place = command.index("--results") if "--results" in command else len(command)
+    again = ["python", "-m", "bench", "report", "--run", str(run.get("run")), *command[place : place + 2]]
+    commands += [shlex.join(command), shlex.join(again)]
+    blocks: list[Block] = [Heading("To make this again"), Code("\n".join(commands))]
+    if not commit:
+        blocks.append(Text("The commit is unknown.", loud=True))
+    elif commit.endswith("+"):
+        blocks.append(Text(f"Commit {commit}: the code had changes that no commit holds.", loud=True))
+    blocks += [Code(versions or "unknown", "Versions"), Heading("Settings that differ from the defaults", 3)]
+    rows = changed(run)
+    if rows:
+        blocks.append(Table(("Setting", "Default", "Here", "Where"), tuple(rows), "settings"))
+    else:
+        blocks.append(Text("None."))
+    asked = json.dumps(run.get("experiment", {}), indent=1, sort_keys=True)
+    return [*blocks, Code(asked, "What was asked for (run.json has the resolved configuration of every cell)")]
+
+
+def changed(run: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(setting, default, value, tasks) where the run is not at the default, by the profile or by the user."""
+    cells, known = run.get("cells", []), _defaults({c["method"] for c in run.get("cells", [])})
+    every = list(dict.fromkeys(c["task"] for c in cells))
+    places: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        for key, value in cell.get("config", {}).items():
+            if key not in known or _plain(known[key]) != _plain(value):
+                places.setdefault((key, _plain(value)), []).append(cell["task"])
+    rows = []
+    for (key, value), found in sorted(places.items()):
+        where = [task for task in every if task in found]
+        default = _plain(known[key]) if key in known else "not known here"
+        rows.append((key, default, value, "every task" if where == every else ", ".join(where)))
+    return rows
+
+
+def _defaults(methods: set[str]) -> dict[str, Any]:
+    """Dotted key → default of this version, of settings and of those methods that it has."""
+    from bench import config, plan, registry  # here, as it imports all methods
+
+    found = config.flat(config.as_dict(plan.Settings()))
+    for name, module in registry.methods().items():
+        if name in methods:
+            found |= {f"{name}.{key}": value for key, value in config.as_dict(module.Config()).items()}
+    return found
+
+
+def _plain(value: Any) -> str:
+    """As in run.json: tuples are lists there, and 1.0 may be 1."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "auto" if value is None else str(value)
