@@ -14,7 +14,7 @@ from bench.steering import decode, execute_all, policy_noise, vectors
 from bench.types import Agent, BenchEnv, FloatArray, Policy, Progress, State, Steps, Task
 
 HALVES = ("selection", "report")
-Act = Callable[[FloatArray], FloatArray] | None
+Act = Callable[[FloatArray, list[np.random.Generator]], FloatArray] | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class _Slot:
     def __init__(self, env: BenchEnv, state: State, start: int, attempt: int, seed: int) -> None:
         self.env, self.start, self.attempt = env, start, attempt
         self.rng = seeding.rng(seed, "episode", start, attempt)
+        self.actions = seeding.rng(seed, "actions", start, attempt)  # for an agent that acts by samples
         self.observation = env.set_state(state)
         self.length, self.sigmas = 0, list[float]()
         self.first_chunk: FloatArray | None = None
@@ -83,9 +84,9 @@ def rollouts(
 ) -> list[Episode]:  # fmt: skip
     """`attempts` episodes from each start state, in the order (start, attempt).
 
-    `act(features (B, F)) → RL action (B, D)`, or None for the pretrained policy as it is. Noise of an episode depends
-    on (seed, start, attempt) alone: not on the number of environments, nor on the other episodes. `check` is called
-    before every decision and may raise.
+    `act(features (B, F), B generators) → RL action (B, D)`, or None for the pretrained policy as it is. What is drawn
+    for an episode depends on (seed, start, attempt) alone: not on the number of environments, nor on the other
+    episodes. `check` is called before every decision and may raise.
     """
     queue = [(i, k) for i in range(len(states)) for k in range(attempts)][::-1]
     slots: list[_Slot] = []
@@ -119,7 +120,9 @@ def _chunks(
     if act is None:
         z, sigma, eps = agent.before(noise, progress)
     else:
-        z, sigma, eps = agent.inputs(decode(agent, act(policy.features(s, c))), noise, progress)
+        z, sigma, eps = agent.inputs(
+            decode(agent, act(policy.features(s, c), [slot.actions for slot in slots])), noise, progress
+        )
     return policy.act(s, c, z, sigma, eps), sigma
 
 

@@ -9,6 +9,8 @@ own pipe. Workers ignore Ctrl-C and SIGTERM, which reach the whole process group
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import importlib
 import multiprocessing as mp
 import os
@@ -27,7 +29,7 @@ from typing import Any
 
 import filelock
 
-from bench.plan import Plan, Unit, default_jobs
+from bench.plan import STAGES, Plan, Unit, default_jobs
 from bench.stages.common import Reporter
 from bench.store import Store
 from bench.types import InputError, Stopped
@@ -151,7 +153,11 @@ class Executor:
         return self.store.entry(*key).file("meta.json").exists()
 
     def _next(self) -> Unit | None:
-        """The first stage in the plan's order whose inputs are done, else one held elsewhere whose next try is due."""
+        """A stage whose inputs are done, else one held elsewhere whose next try is due.
+
+        Seed by seed, so that whole comparisons come early; within a seed what others wait for comes first, so that the
+        workers do not end with one of them alone on a long chain.
+        """
         given = {w.key for w in self.workers}
         ready = [
             key for key, unit in self.units.items()
@@ -160,6 +166,7 @@ class Executor:
         new = [key for key in ready if self.board.units[key].state == "pending"]
         now = time.monotonic()
         due = [key for key in ready if self.board.units[key].state == "elsewhere" and self.tries[key][0] <= now]
+        new.sort(key=lambda key: (self.units[key].spec.get("seed", -1), STAGES.index(key[0])))
         chosen = new or sorted(due, key=lambda key: self.tries[key])
         return self.units[chosen[0]] if chosen else None
 
@@ -311,9 +318,17 @@ def work(pipe: Connection, root: str, stopping: Any, parent: int, threads: int) 
     while True:
         try:
             unit: Unit = pipe.recv()
+            release_memory()
             pipe.send(run_unit(store, unit, Reporter(progress, stop, side_by_side), locked))
         except (EOFError, OSError):
             return
+
+
+def release_memory() -> None:
+    """Give freed memory back: compilers and training leave hundreds of MB that the C library keeps for itself."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # not every C library can
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def run_unit(

@@ -54,10 +54,11 @@ class Size:
     cell_seconds: float  # of decisions in a cell
     pretrain_steps: int
     scaling_decisions: int  # of each of the cells that 1 and 2 workers share
+    scaling_tasks: int  # that this is measured on
 
 
-FULL = Size(turns=9, seconds=1.0, cell_seconds=15.0, pretrain_steps=600, scaling_decisions=8000)
-QUICK = Size(turns=3, seconds=0.25, cell_seconds=3.0, pretrain_steps=150, scaling_decisions=2400)
+FULL = Size(7, 0.6, cell_seconds=6.0, pretrain_steps=1500, scaling_decisions=5000, scaling_tasks=100)
+QUICK = Size(3, 0.2, cell_seconds=2.0, pretrain_steps=300, scaling_decisions=2400, scaling_tasks=1)
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def cell_shares(store: Store, planned: PlannedCell, size: Size, say: Callable[[s
             rounds += 1
         spent = clock.stop()
     seconds = {label: s * config.decisions / (rounds * config.envs) for label, s in spent.items()}
+    cell.counters.point = max(1, cell.counters.point)  # so that the agent is evaluated, not the policy before it
     for label, work in (("evaluation", cell.evaluate), ("harness", cell.save)):
         begun = time.perf_counter()
         work()
@@ -221,7 +223,7 @@ def measure(methods: tuple[str, ...], tasks: tuple[str, ...], size: Size, say: C
             "updates": updates(size.turns, size.seconds, say),
             "cells": cells,
             "pretraining": [pretraining(store, cell, size, say) for cell in reversed(firsts)],
-            "scaling": {task: scaling(store, methods[-1], task, size, say) for task in tasks},
+            "scaling": {t: scaling(store, methods[0], t, size, say) for t in tasks[: size.scaling_tasks]},
             "start_up": start_up(say),
         }
     plain: dict[str, Any] = json.loads(json.dumps(found, default=dataclasses.asdict))

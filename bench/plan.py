@@ -29,7 +29,7 @@ from bench.types import STEPPING, InputError, Task
 
 STAGES = ("demos", "starts", "pretrain", "coverage", "finetune")
 # Raised when a stage's code changes what it computes, so that older results are not taken for new ones.
-STAGE_VERSIONS = {"demos": 1, "starts": 1, "pretrain": 1, "coverage": 1, "finetune": 1}
+STAGE_VERSIONS = {"demos": 2, "starts": 2, "pretrain": 2, "coverage": 2, "finetune": 2}
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,10 @@ PROFILES: dict[str, dict[str, Any]] = {
         "evaluation.selection_states": 2, "evaluation.stored": 6, "evaluation.envs": 4,
     },
     "quick": {
-        "simulation.stepping": "fast", "policy.euler_steps": 3, "pretrain.steps": 4_500, "rl.decisions": 10_000,
+        "simulation.stepping": "fast", "policy.euler_steps": 3, "pretrain.steps": 3_600, "rl.decisions": 9_000,
         "rl.batch": 128,
-        "rl.actor": (128, 128), "rl.critic": (128, 128), "evaluation.states": 32, "evaluation.selection_states": 8,
+        "rl.actor": (128, 128), "rl.critic": (128, 128), "evaluation.points": 6, "evaluation.states": 32,
+        "evaluation.selection_states": 8,
     },
     "standard": {
         "pretrain.steps": 40_000, "rl.decisions": 40_000, "evaluation.states": 50, "evaluation.selection_states": 50,

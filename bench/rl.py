@@ -1,9 +1,9 @@
 """The one RL engine: Stable-Baselines3's SAC with a temperature per action group, a fast update and exact resume.
 
-SAC: arXiv 1801.01290 and 1812.05905. With one group, two critics and entropy in the target an update equals
-Stable-Baselines3's own to rounding (tested). Differences are options: the minimum is over any number of critics, which
-may have layer normalisation (RLPD, arXiv 2302.02948); entropy may be left out of the critic's target, as in the public
-code of TMRL; part of every batch may come from demonstrations.
+SAC: arXiv 1801.01290 and 1812.05905. With one group, two critics without norm, entropy in the target and unbounded
+values an update equals Stable-Baselines3's own to rounding (tested). Differences are options: the minimum is over any
+number of critics, which may have layer normalisation (RLPD, arXiv 2302.02948); entropy may be left out of the critic's
+target, as in the public code of TMRL; part of every batch may come from demonstrations.
 
 `bounded_value` clips what the target critics say to the returns that can be: success pays 1 and ends the episode, all
 else pays 0 (the idea is Hindsight Experience Replay's, arXiv 1707.01495, section 4.1). Without it values of states from
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,13 +213,13 @@ class Engine(SAC):
         """Gradient steps so far."""
         return self._n_updates
 
-    def sample(self, features: FloatArray, rng: np.random.Generator | None) -> FloatArray:
-        """Actions (B, D) in [-1, 1] for features (B, F); the mode without a generator."""
+    def sample(self, features: FloatArray, draws: Sequence[np.random.Generator] = ()) -> FloatArray:
+        """Actions (B, D) in [-1, 1] for features (B, F), row b drawn from generator b; the mode without generators."""
         with torch.inference_mode():
             mean, log_std = self._actor().forward(torch.from_numpy(features)).chunk(2, dim=1)
-            if rng is not None:
-                draw = torch.from_numpy(rng.standard_normal(mean.shape, np.float32))
-                mean = mean + log_std.clamp(*LOG_STD).exp() * draw
+            if draws:
+                rows = np.stack([rng.standard_normal(mean.shape[1], np.float32) for rng in draws])
+                mean = mean + log_std.clamp(*LOG_STD).exp() * torch.from_numpy(rows)
             return torch.tanh(mean).numpy()
 
     def remember(
@@ -272,7 +272,8 @@ class Engine(SAC):
         """One gradient step of everything on transitions (B, row), with noise (2B, D) for actions now and after.
 
         Losses, in Stable-Baselines3's order: −log α_g (log π_g + H̄_g) for the temperatures, ½ Σ_k (Q_k(s, a) − y)² for
-        the critics with y = r + γ (min_k Q̄_k(s', a') − α · log π(a')), α · log π − min_k Q_k(s, ã) for the actor.
+        the critics with y = r + γ (1 − end) (V − α · log π(a')) and V = min_k Q̄_k(s', a'), within [0, 1] if bounded,
+        α · log π − min_k Q_k(s, ã) for the actor.
         """
         features, _, after, reward, terminated = self.replay.split(rows)
         actor, tape = self._actor(), list[kernels.Saved]()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,8 +99,12 @@ def execute(env: BenchEnv, actions: FloatArray) -> Steps:
 
 
 def execute_all(envs: Sequence[BenchEnv], chunks: FloatArray, threads: ThreadPoolExecutor | None) -> list[Steps]:
-    """A chunk (E, A) in each environment, side by side if there are threads for it."""
-    return list((threads.map if threads else map)(execute, envs, chunks))
+    """A chunk (E, A) in each environment, side by side if there are threads and the environments are made for them."""
+    if threads is None or not all(hasattr(env, "step_chunk") for env in envs):
+        return [execute(env, chunk) for env, chunk in zip(envs, chunks, strict=True)]
+    futures = [threads.submit(execute, env, chunk) for env, chunk in zip(envs, chunks, strict=True)]
+    wait(futures)  # none steps on when one has failed
+    return [future.result() for future in futures]
 
 
 @dataclass

@@ -97,10 +97,11 @@ class Steps:
 class BenchEnv(Protocol):
     """What `Suite.make` returns: a gymnasium.Env over a Dict of named float32 boxes, with these additions.
 
-    `step` reports `info["success"]` (bool) at every control step; `terminated` is True on success only, `truncated` at
-    the horizon. `get_state` returns named arrays that hold the *full* state (simulator, controller, goal, step counter,
-    random generator), `set_state` restores it so that the same actions afterwards give the same bits, and returns the
-    observation. `reset(seed=…)` draws a start of the fine-tuning distribution from the environment's own generator.
+    `step` reports `info["success"]` (bool) at every control step; the reward is 1 on success and 0 elsewhere,
+    `terminated` is True on success only, `truncated` at the horizon. `get_state` returns named arrays that hold the
+    *full* state (simulator, controller, goal, step counter, random generator), `set_state` restores it so that the same
+    actions afterwards give the same bits, and returns the observation. `reset(seed=…)` draws a start of the fine-tuning
+    distribution from the environment's own generator.
 
     An environment may also have `step_chunk(actions (E, A)) → Steps`, equal to calling `step` until the episode or the
     chunk ends. The harness calls it from threads, one environment in each: worth having if it releases the GIL.

@@ -250,9 +250,9 @@ def _pseudo_inverse(square, size, work):
     )  # fmt: skip
     if work.space_int[7] != 0:
         raise ValueError("the singular value decomposition did not converge")
-    kept = 0
+    kept, least = 0, values[0] * 1e-15
     for k in range(n):
-        if values[k] > values[0] * 1e-15:
+        if values[k] > least:
             values[k] = 1.0 / values[k]
             kept = k
     for i in range(n):

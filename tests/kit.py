@@ -194,12 +194,13 @@ def check_success(suite: Suite, task: Task) -> None:
     """`info["success"]` is a bool at every step, and an episode terminates when, and only when, it is True."""
     env = suite.make(task, 1)
     for trajectory in [*(episode(env, task.horizon) for _ in range(3)), idle_episode(env, task)]:
-        for info, terminated, truncated in zip(
-            trajectory.infos, trajectory.terminated, trajectory.truncated, strict=True
+        for info, reward, terminated, truncated in zip(
+            trajectory.infos, trajectory.rewards, trajectory.terminated, trajectory.truncated, strict=True
         ):
             assert type(info.get("success")) is bool, "info['success'] is missing or not a bool"
             assert type(terminated) is bool and type(truncated) is bool, "terminated and truncated must be bool"
             assert terminated == info["success"], "terminated must be success"
+            assert reward == float(info["success"]), "the reward must be 1 at success and 0 elsewhere"
             assert not (terminated and truncated), "terminated and truncated at once"
 
 

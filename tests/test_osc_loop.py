@@ -18,11 +18,12 @@ import pytest
 pytest.importorskip("robosuite", reason="the robosuite suite is not installed")
 
 import mujoco
+import numba
 
 import bench
 from bench.types import STEPPING, State
 from envs import _compile_cache, _osc_kernel, robosuite_tasks
-from envs._osc_loop import ArmLoop, supported
+from envs._osc_loop import ArmLoop, load_kernel, supported
 from envs._robosuite_arm import CompiledArm, Simulator, StockArm, import_robosuite, make_arm, make_simulation, simulator
 from envs.robosuite_tasks import FINETUNED, HORIZON, Demonstrator, LiftEnv
 
@@ -136,6 +137,31 @@ def test_fast_does_as_strict_in_a_singular_posture() -> None:
         arm.step(np.full((1, 7), 0.001))
     assert np.abs(strict.data.ctrl).max() < 10.0  # N m; 80 without the truncation
     np.testing.assert_array_equal(fast.data.ctrl, strict.data.ctrl)
+
+
+@numba.njit
+def pseudo_inverse(matrix: Array) -> Array:
+    """The kernel's, (6, 6)."""
+    work = _osc_kernel._buffers()
+    work.square[0] = matrix
+    return _osc_kernel._pseudo_inverse(work.square, 9, work).copy()
+
+
+@numba.njit
+def pinv(matrix: Array) -> Array:
+    """Numba's, which robosuite's controller calls."""
+    return np.linalg.pinv(matrix)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("least", [1e-3, 3e-15, 3e-16, 0.0])
+def test_pseudo_inverse_leaves_out_what_numbas_leaves_out(scale: float, least: float) -> None:
+    """Singular values on both sides of the cut at 1e-15 of the largest, whatever its size."""
+    load_kernel()
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((6, 6)))[0] for _ in range(2))
+    matrix = np.ascontiguousarray(left @ np.diag([scale, *[0.5 * scale] * 4, least * scale]) @ right)
+    np.testing.assert_array_equal(pseudo_inverse(matrix), pinv(matrix))
 
 
 def assert_same_state(first: State, second: State) -> None:

@@ -15,7 +15,7 @@ from bench.rl import RLConfig
 from bench.store import Store
 from bench.timing import Clock, in_turns
 
-TINY = perf.Size(turns=1, seconds=0.01, cell_seconds=0.2, pretrain_steps=12, scaling_decisions=160)
+TINY = perf.Size(turns=1, seconds=0.01, cell_seconds=0.2, pretrain_steps=12, scaling_decisions=160, scaling_tasks=1)
 
 
 def quiet(text: str) -> None:

@@ -256,14 +256,14 @@ def test_learns_a_bandit() -> None:
     rng = np.random.default_rng(0)
     for step in range(250):
         now = rng.choice([-1.0, 1.0], (2, 1)).astype(np.float32) * np.ones((2, FEATURES), np.float32)
-        action = model.sample(now, rng)
+        action = model.sample(now, [rng] * len(now))
         reward = -np.square(action - 0.5 * now[:, :1]).sum(1)
         model.remember(now, now, action, reward, np.ones(2, bool))
         if step > 10:
             model.learn_from_buffer(2)
     ones = np.ones((1, FEATURES), np.float32)
-    assert np.abs(model.sample(ones, None) - 0.5).max() < 0.15
-    assert np.abs(model.sample(-ones, None) + 0.5).max() < 0.15
+    assert np.abs(model.sample(ones) - 0.5).max() < 0.15
+    assert np.abs(model.sample(-ones) + 0.5).max() < 0.15
 
 
 def test_one_seeded_update_gives_the_stored_numbers() -> None:

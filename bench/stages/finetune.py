@@ -147,7 +147,7 @@ class Cell:
             size = self.engine.action_space.shape or (0,)
             action: FloatArray = rng.uniform(-1, 1, (len(features), size[0])).astype(np.float32)
         else:
-            action = self.engine.sample(features, rng)
+            action = self.engine.sample(features, [rng] * len(features))
         numbers = list(self.steered.decided)
         decision = self.steered.decide(action, n.round, self.progress)
         after = self.steered.features(decision.observations)
@@ -222,9 +222,8 @@ class Cell:
         if self.counters.point == 0:
             return None
         if self.evaluation.deterministic:
-            return lambda features: self.engine.sample(features, None)
-        rng = seeding.rng(self.seed, "evaluate", "actions", self.counters.point)
-        return lambda features: self.engine.sample(features, rng)
+            return lambda features, draws: self.engine.sample(features)
+        return self.engine.sample
 
     def fixed(self) -> dict[str, Any]:
         """Columns that are the same on every row of this cell."""
