@@ -104,5 +104,5 @@ def verdict(found: Sequence[Relation]) -> str:
 
 
 def _says(e: Estimate) -> str:
-    word = "it predicts the order" if e.low > 0 else "it orders the other way round" if e.high < 0 else "not shown"
+    word = "it goes with the order" if e.low > 0 else "it orders the other way round" if e.high < 0 else "not shown"
     return f"{word} (rank correlation {spread(e, sign=True)})"

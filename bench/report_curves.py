@@ -65,13 +65,17 @@ def curves(task: TaskResult, axis: Axis) -> list[Curve]:
 def _curve(result: Result, axis: Axis) -> Curve:
     found = [points(run, axis) for run in result.runs]
     start, end = max(x[0] for x, _ in found), min(x[-1] for x, _ in found)
+    lines = tuple((x, y.mean(axis=0)) for x, y in found)
+    if start >= end:  # the seeds share no stretch of the axis, such as pretraining times far apart: point by point
+        count = min(len(x) for x, _ in lines)
+        means = (np.mean([line[i][:count] for line in lines], axis=0) for i in (0, 1))
+        return Curve(result.method, *means, None, lines)
     knots = np.unique(np.concatenate([[start, end], *[x for x, _ in found]]))
     grid = knots[(knots >= start) & (knots <= end)]
     if len(grid) > POINTS:
         grid = np.linspace(start, end, POINTS)
     values = _read(found, grid)
     rng = seeding.rng(0, "band", result.task, result.method)
-    lines = tuple((x, y.mean(axis=0)) for x, y in found)
     return Curve(result.method, grid, values.mean(axis=(0, 1)), _band([values], rng), lines)
 
 

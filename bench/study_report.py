@@ -82,6 +82,8 @@ def gap(first: Runs, second: Runs, spec: Spec) -> Gap:
         found = stats.paired(one, other, np.mean, rng, stats.Bootstrap(bounds=(-1.0, 1.0)))
     except InputError:  # one seed in a task has no interval
         return Gap(value, math.nan, math.nan, len(shared))
+    if found.low == found.high:  # all differences are equal: few seeds that agree are no certainty
+        return Gap(value, math.nan, math.nan, len(shared))
     return Gap(value, found.low, found.high, len(shared))
 
 
@@ -135,8 +137,11 @@ def retest_rows(settings: Sequence[Setting], spec: Spec) -> Rows:
     base = next((s for s in settings if s.name == "default"), None)
     rows = [["setting", "study", "re-test", "optimism", "against the default", "runs"]]
     for s in settings:
-        against = "" if base is None or s is base else str(gap(s.runs, base.runs, spec))
-        numbers = [_number(s.study), _number(s.mean), _number(s.optimism, sign=True)]
+        whole = len(s.runs) == len(spec.fresh)  # means over other runs than the rest's are no comparison
+        against = ""
+        if base is not None and s is not base:
+            against = str(gap(s.runs, base.runs, spec)) if whole else "runs are missing"
+        numbers = [_number(s.study), _number(s.mean), _number(s.optimism, sign=True) if whole else ""]
         name = s.name if not s.values or s.name == "default" else f"{s.name}: {label(s.values)}"
         rows.append([name, *numbers, against, f"{len(s.runs)} of {len(spec.fresh)}"])
     return rows
@@ -204,7 +209,7 @@ def verdict(spec: Spec, found: Findings) -> list[str]:
     lines = [f"best in the study: {best.name}, {label(best.values)}"]
     lines.append(
         f"re-test on {len(best.runs)} fresh runs: {best.mean:.3f}; the study said {best.study:.3f}: "
-        f"{best.optimism:+.3f} was luck, of its seeds and of being chosen"
+        f"{best.optimism:+.3f} more, for being chosen on it and for its seeds and start states"
     )
     base = next((s for s in found.settings if s.name == "default"), None)
     if base is not None and base is not best:

@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -329,7 +330,7 @@ def test_coverage_predicts_what_it_is_made_to_predict() -> None:
     assert found[1].every and found[1].every.value == pytest.approx(1.0) and found[1].pairs == 8
     assert found[0].every and found[0].every.value == pytest.approx(-1.0)
     assert found[1].within and found[1].within.value == pytest.approx(1.0)
-    assert "predicts the order" in report_coverage.verdict(found)
+    assert "goes with the order" in report_coverage.verdict(found)
     few = report_coverage.relations(report_coverage.pairs_of(tasks)[:3])
     assert few[0].every is None and "four pairs" in few[0].refused
 
@@ -458,3 +459,18 @@ def test_page_escapes_what_it_is_given() -> None:
 def test_labels_are_kept_apart_and_inside() -> None:
     places = figures.apart([0.5, 0.5, 0.5, 0.99, 1.0], 0.1, 0.05, 0.95)
     assert np.all(np.diff(places) >= 0.1 - 1e-9) and min(places) >= 0.05 and max(places) <= 0.95 + 1e-9
+
+
+def test_seeds_that_share_no_stretch_of_an_axis_still_have_a_curve() -> None:
+    """Pretraining of 100 s and of 40 s, and 50 s of fine-tuning."""
+    axis = next(a for a in report_curves.AXES if a.pretraining and a.column == "wall_seconds")
+    runs = [
+        SimpleNamespace(
+            axes={"wall_seconds": np.array([0.0, 25.0, 50.0])}, success=np.array([[0.0, 0.5, end]]),
+            pretraining={"wall_seconds": before},
+        )
+        for before, end in ((100.0, 1.0), (40.0, 0.5))
+    ]  # fmt: skip
+    curve = report_curves._curve(SimpleNamespace(task="t", method="m", runs=runs), axis)  # type: ignore[arg-type]
+    assert curve.x.tolist() == [70.0, 95.0, 120.0] and curve.mean.tolist() == [0.0, 0.5, 0.75]
+    assert curve.band is None and len(curve.lines) == 2

@@ -80,7 +80,7 @@ def test_optimism_is_the_study_minus_the_retest() -> None:
     assert rows[1][:4] == ["trial 7: csp.start=0.5", "0.900", "0.600", "+0.300"]
     assert rows[1][4] == "+0.200 [+0.200, +0.200]" and rows[2][4] == ""
     text = " ".join(study_report.verdict(spec, Findings((best, base), ())))
-    assert "+0.300 was luck" in text and "not told apart" not in text
+    assert "+0.300 more, for being chosen" in text and "not told apart" not in text
     none = Setting("trial 7", {}, 0.9, base.runs)
     assert "not told apart" in " ".join(study_report.verdict(spec, Findings((none, base), ())))
 
