@@ -80,7 +80,7 @@ def parser() -> Parser:
     perf = commands.add_parser("perf", help="measure speed, each figure beside its baseline")
     perf.add_argument("--methods", default="all", help="all, or ids separated by commas (default: all)")
     perf.add_argument("--tasks", help="all, suites or suite/task, separated by commas (default: the quick profile's)")
-    perf.add_argument("--quick", action="store_true", help="under two minutes: the first method alone, shorter turns")
+    perf.add_argument("--quick", action="store_true", help="the first method alone, shorter turns")
     perf.add_argument("--results", type=Path, default=Path(RESULTS), help=f"results folder (default: {RESULTS})")
     commands.add_parser("doctor", help="check versions and suites, and say how to mend them")
     return top
