@@ -68,8 +68,8 @@ def _curve(result: Result, axis: Axis) -> Curve:
     lines = tuple((x, y.mean(axis=0)) for x, y in found)
     if start >= end:  # the seeds share no stretch of the axis, such as pretraining times far apart: point by point
         count = min(len(x) for x, _ in lines)
-        means = (np.mean([line[i][:count] for line in lines], axis=0) for i in (0, 1))
-        return Curve(result.method, *means, None, lines)
+        place, height = (np.mean([line[i][:count] for line in lines], axis=0) for i in (0, 1))
+        return Curve(result.method, place, height, None, lines)
     knots = np.unique(np.concatenate([[start, end], *[x for x, _ in found]]))
     grid = knots[(knots >= start) & (knots <= end)]
     if len(grid) > POINTS:
