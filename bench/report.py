@@ -148,7 +148,7 @@ class Report:
                 found[s.method] = stats.performance_profile(areas, tau, rng, summary.SHARE)
         caption = (
             f"Performance profile{over}: the share of runs (task and seed) whose area is above τ, with pointwise 95 % "
-            "intervals. A line that is above another everywhere belongs to the better method."
+            "intervals. Higher is better in this sample."
         )
         return self._maybe("profile", report_figures.profile(found, self.style), caption)
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from bench import figures, summary
+from bench import summary
 from bench.page import Table
 from bench.report_coverage import Relation
 from bench.report_ranking import Ranking, spread
-from bench.stages.curves import Curves
 from bench.stats import Estimate
 from bench.summary import Result, TaskResult
 
@@ -185,8 +184,3 @@ def costs_frame(tasks: Sequence[TaskResult]) -> pd.DataFrame:
         for task in tasks for r in task.results
     ]  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def coverage_frame(curves: Curves) -> pd.DataFrame:
-    """Success@k of the frozen policies as numbers."""
-    return figures.coverage_table(curves)
