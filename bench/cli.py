@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 import bench
 from bench import config as cfg
 from bench import registry
-from bench.plan import PROFILES, SEEDS, STAGES, Plan, Request, all_keys, default_jobs, make_plan, parse_seeds
+from bench.plan import PROFILES, SEEDS, Plan, Request, all_keys, default_jobs, make_plan, parse_seeds
 from bench.store import Store, read_json
 from bench.types import InputError, Stopped
 
@@ -64,23 +63,26 @@ def parser() -> Parser:
 
     report = commands.add_parser("report", help="tables, figures and one HTML page of a run")
     report.add_argument("--out", type=Path, help="folder to write to (default: report/ in the run's folder)")
-    sync = commands.add_parser("sync", help="bring MLflow up to date with the files of a run")
+    sync = commands.add_parser("sync", help="bring MLflow up to date with the files of a run and of the studies")
     ui = commands.add_parser("ui", help="start the MLflow UI on what was run")
     ui.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default: 5000)")
-    show = commands.add_parser("show", help="the cells of a run: status, success, failures")
-    show.add_argument("run", nargs="?", help="id of the run (default: the latest)")
-    for command in (report, sync, ui):
-        command.add_argument("--run", help="id of the run (default: the latest)")
+    show = commands.add_parser("show", help="the cells of a run or the trials of a study: status, success, failures")
+    show.add_argument("run", nargs="?", help="id of a run or a study (default: the latest run, and all studies)")
+    report.add_argument("--run", help="id of the run (default: the latest)")
+    for command in (sync, ui):
+        command.add_argument("--run", help="id of a run or a study (default: the latest run, and the studies)")
     for command in (run, study, sync, ui):
         command.add_argument("--tracking-uri", help="MLflow store or server (default: mlflow.db in the results folder)")
-    listing = commands.add_parser("list", help="methods, tasks, profiles and runs")
+    listing = commands.add_parser("list", help="methods, tasks, profiles, runs and studies")
     listing.add_argument("--keys", action="store_true", help="every configuration key with default, unit and range")
     for command in (run, study, report, sync, ui, show, listing):
         command.add_argument("--results", type=Path, default=Path(RESULTS), help=f"results folder (default: {RESULTS})")
     perf = commands.add_parser("perf", help="measure speed, each figure beside its baseline")
     perf.add_argument("--methods", default="all", help="all, or ids separated by commas (default: all)")
     perf.add_argument("--tasks", help="all, suites or suite/task, separated by commas (default: the quick profile's)")
-    perf.add_argument("--quick", action="store_true", help="the first method alone, shorter turns")
+    perf.add_argument(
+        "--quick", action="store_true", help="the first method and the first task of each suite, shorter turns"
+    )
     perf.add_argument("--results", type=Path, default=Path(RESULTS), help=f"results folder (default: {RESULTS})")
     commands.add_parser("doctor", help="check versions and suites, and say how to mend them")
     return top
@@ -273,52 +275,60 @@ def command_report(args: argparse.Namespace) -> int:
     return 0
 
 
+def study_folders(store: Store) -> list[Path]:
+    """Folders of all studies, the latest last."""
+    found = sorted((store.root / "study").glob("*/study.json"), key=lambda p: p.stat().st_mtime)
+    return [p.parent for p in found]
+
+
+def chosen(store: Store, name: str | None) -> tuple[Path | None, list[Path]]:
+    """(run, studies): those of that name, or without one the latest run and every study, the latest last."""
+    found = {p.name: p for p in study_folders(store)}
+    if name is not None and name in found:
+        return None, [found[name]]
+    if name is None and found and not store.runs():
+        return None, list(found.values())
+    return chosen_run(store, name), list(found.values()) if name is None else []
+
+
 def command_sync(args: argparse.Namespace) -> int:
-    """Bring MLflow up to date."""
-    from bench import tracking
+    """Bring MLflow up to date with a run or a study, or with the latest run and every study."""
+    from bench import study_tracking, tracking
 
     store = existing(args.results)
-    folder = chosen_run(store, args.run)
-    points = tracking.sync(store, folder, args.tracking_uri or tracking.default_uri(store))
-    print(f"{folder.name}: {points} new points")
+    uri = args.tracking_uri or tracking.default_uri(store)
+    run, studies = chosen(store, args.run)
+    if run is not None:
+        print(f"{run.name}: {tracking.sync(store, run, uri)} new points")
+    for folder in studies:
+        print(f"{folder.name}: {study_tracking.sync(store, folder, uri)} new points")
     return 0
 
 
 def command_ui(args: argparse.Namespace) -> int:
     """Start the MLflow UI."""
-    from bench import tracking
+    from bench import tracking, tracking_links
 
     store = existing(args.results)
-    folder = chosen_run(store, args.run)
-    return int(tracking.ui(store, args.tracking_uri or tracking.default_uri(store), args.port, folder))
+    run, studies = chosen(store, args.run)
+    uri = args.tracking_uri or tracking.default_uri(store)
+    return tracking_links.ui(store, uri, args.port, run, studies[-1] if studies else None)
 
 
 def command_show(args: argparse.Namespace) -> int:
-    """The cells of a run."""
+    """The cells of a run and how far each study is, or the trials of one study."""
     store = existing(args.results)
-    folder = chosen_run(store, args.run)
-    record = read_json(folder / "run.json")
-    print(f"run {folder.name} ({' '.join(record['command'])}), commit {record['commit']}")
-    for cell in record["cells"]:
-        print("  " + _cell_line(store, cell))
+    run, studies = chosen(store, args.run)
+    from bench import tracking_show as words
+
+    if run is not None:
+        record = read_json(run / "run.json")
+        print(f"run {run.name} ({' '.join(record['command'])}), commit {record['commit']}")
+        for cell in record["cells"]:
+            print("  " + words.cell_line(store, cell))
+    for folder in studies:
+        print("\n".join(words.study_lines(folder)) if args.run else f"study {words.study_summary(folder)}")
     return 0
-
-
-def _cell_line(store: Store, cell: dict[str, Any]) -> str:
-    """One cell: where it stands and the success of its latest point."""
-    name = f"{cell['method']} on {cell['task']}, seed {cell['seed']}"
-    for stage in STAGES:
-        entry = store.entry(stage, cell["stages"][stage])
-        status = entry.status()
-        if status == "failed":
-            return f"{name}: {stage} failed: {entry.failure().strip().splitlines()[-1]}"
-        if status != "done" and stage != "finetune":
-            return f"{name}: {stage} {status}"
-    points = entry.file("points.json")
-    if not points.exists():
-        return f"{name}: {stage} {status}"
-    latest = json.loads(points.read_text())[-1]
-    return f"{name}: {status}, success {latest['success_rate']:.2f} at {latest['control_steps']} control steps"
 
 
 def command_list(args: argparse.Namespace) -> int:
@@ -347,7 +357,16 @@ def command_list(args: argparse.Namespace) -> int:
         for folder in Store(args.results).runs():
             record = read_json(folder / "run.json")
             print(f"  {folder.name:20} {len(record['cells'])} cells, {' '.join(record['command'])}")
+        _list_studies(Store(args.results))
     return 0
+
+
+def _list_studies(store: Store) -> None:
+    folders = study_folders(store)
+    if folders:
+        from bench import tracking_show as words
+
+        print("studies\n" + "\n".join(f"  {words.study_summary(folder)}" for folder in folders))
 
 
 def command_perf(args: argparse.Namespace) -> int:
@@ -356,8 +375,13 @@ def command_perf(args: argparse.Namespace) -> int:
     Store(args.results)  # says if it cannot be written
     from bench import perf
 
-    print(f"figures: {perf.run(methods[:1] if args.quick else methods, tasks, args.quick, args.results)}")
-    return 0
+    if args.quick:
+        methods, tasks = methods[:1], tuple({t.split("/")[0]: t for t in reversed(tasks)}.values())
+    path, failed = perf.run(methods, tasks, args.quick, args.results)
+    for name, reason in failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    print(f"figures: {path}, tables: {path.with_suffix('.md').name} beside it")
+    return 1 if failed else 0
 
 
 def command_doctor(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 Environment steps, gradient steps and pretraining steps are per second of CPU time of one thread. A cell's shares are
 those of the profile's budget, put together from the cost of a round of decisions, of an evaluation and of a checkpoint.
+A section that fails is recorded, and the others are measured.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import importlib
 import io
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,7 @@ from bench.stages import demos, finetune
 from bench.stages.common import Reporter
 from bench.store import LIBRARIES, Store, commit, versions, with_python, write_atomic, write_json
 from bench.timing import Clock
+from bench.types import InputError
 
 WIDTH = 150  # characters of the tables where there is no terminal
 ENVIRONMENTS = 4  # side by side
@@ -58,7 +61,7 @@ class Size:
 
 
 FULL = Size(7, 0.6, cell_seconds=6.0, pretrain_steps=1500, scaling_decisions=5000, scaling_tasks=100)
-QUICK = Size(3, 0.2, cell_seconds=2.0, pretrain_steps=300, scaling_decisions=2400, scaling_tasks=1)
+QUICK = Size(3, 0.2, cell_seconds=2.0, pretrain_steps=300, scaling_decisions=1600, scaling_tasks=1)
 
 
 @dataclass(frozen=True)
@@ -187,14 +190,17 @@ def fine_tuning_seconds(store: Store, plan: Plan, jobs: int) -> float:
     executor.threads = 1  # a worker alone would step environments on all cores
     board.changed = changed
     executor.run()
+    for (stage, _), status in board.units.items():
+        if status.state != "done":
+            raise InputError(f"{stage} {status.state}: {status.error}")
     return times[-1] - times[0]
 
 
-def start_up(say: Callable[[str], None]) -> dict[str, float]:
+def start_up(suites: list[str], say: Callable[[str], None]) -> dict[str, float]:
     """Seconds of fresh processes: the command line, and the first step of each suite's first task."""
     say("start-up")
     found = {"bench list": _seconds([sys.executable, "-m", "bench", "list"])}
-    for name in registry.suites():
+    for name in suites:
         code = (
             f"from bench import registry; s = registry.suites()[{name!r}]; e = s.make(s.tasks[0], 0); e.reset();"
             " e.step(e.action_space.sample())"
@@ -205,30 +211,47 @@ def start_up(say: Callable[[str], None]) -> dict[str, float]:
 
 def _seconds(command: list[str]) -> float:
     begun = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise InputError(f"{shlex.join(command)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
     return time.perf_counter() - begun
 
 
-def measure(methods: tuple[str, ...], tasks: tuple[str, ...], size: Size, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything, ready for JSON."""
+def sections(
+    methods: tuple[str, ...], tasks: tuple[str, ...], size: Size, folder: Path, say: Callable[[str], None]
+) -> dict[str, Callable[[], Any]]:
+    """What is measured, by the name it has in the JSON; of the suites, those of the tasks."""
+    store = Store(folder)
+    plan = make_plan(request(methods, tasks, (0,), size))
+    firsts = list({cell.task: cell for cell in reversed(plan.cells)}.values())
+    executed = {cell.task: cell.settings.policy.execute for cell in firsts}
+    suites = list(dict.fromkeys(name.split("/")[0] for name in tasks))
+    return {
+        "environments": lambda: environments(suites, size.turns, size.seconds, say),
+        "side_by_side": lambda: side_by_side(tasks, ENVIRONMENTS, executed, size.turns, size.seconds, say),
+        "updates": lambda: updates(size.turns, size.seconds, say),
+        "cells": lambda: [cell_shares(store, cell, size, say) for cell in plan.cells],
+        "pretraining": lambda: [pretraining(store, cell, size, say) for cell in reversed(firsts)],
+        "scaling": lambda: {t: scaling(store, methods[0], t, size, say) for t in tasks[: size.scaling_tasks]},
+        "start_up": lambda: start_up(suites, say),
+    }
+
+
+def measure(
+    parts: Mapping[str, Callable[[], Any]], quick: bool, save: Callable[[dict[str, Any]], None],
+    say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Everything, ready for JSON; saved after each section, with the reason where one failed."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder))
-        plan = make_plan(request(methods, tasks, (0,), size))
-        firsts = list({cell.task: cell for cell in reversed(plan.cells)}.values())
-        executed = {cell.task: cell.settings.policy.execute for cell in firsts}
-        cells = [cell_shares(store, cell, size, say) for cell in plan.cells]
-        found: dict[str, Any] = {
-            "environments": environments(size.turns, size.seconds, say),
-            "side_by_side": side_by_side(tasks, ENVIRONMENTS, executed, size.turns, size.seconds, say),
-            "updates": updates(size.turns, size.seconds, say),
-            "cells": cells,
-            "pretraining": [pretraining(store, cell, size, say) for cell in reversed(firsts)],
-            "scaling": {t: scaling(store, methods[0], t, size, say) for t in tasks[: size.scaling_tasks]},
-            "start_up": start_up(say),
-        }
-    plain: dict[str, Any] = json.loads(json.dumps(found, default=dataclasses.asdict))
-    return {"machine": machine(), "quick": size is QUICK} | plain
+    found: dict[str, Any] = {"machine": machine(), "quick": quick, "failed": {}}
+    for name, part in parts.items():
+        try:
+            found[name] = json.loads(json.dumps(part(), default=dataclasses.asdict))
+        except Exception as error:
+            found["failed"][name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            say(f"{name} failed: {found['failed'][name]}")
+        save(found)
+    return found
 
 
 def machine() -> dict[str, Any]:
@@ -243,44 +266,53 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def tables(found: dict[str, Any]) -> list[Table]:
-    """The figures as tables, median first."""
-    out = []
-    for title, section in (
-        ("control steps per second of CPU time", "environments"),
-        (f"control steps per second of wall time, {ENVIRONMENTS} environments on all cores", "side_by_side"),
-        ("gradient steps per second of CPU time", "updates"),
-    ):
-        table = _table(title, "case", "way", "median", "quartiles", "× first", "quartiles")
-        for name, rates in found[section].items():
-            for r in rates:
-                table.add_row(
-                    name, r["name"], f"{r['per_second']:,.0f}", f"{r['low']:,.0f} to {r['high']:,.0f}",
-                    f"{r['ratio']:.2f}", f"{r['ratio_low']:.2f} to {r['ratio_high']:.2f}",
-                )  # fmt: skip
-        out.append(table)
-    for section, unit in (("cells", "decisions"), ("pretraining", "gradient steps")):
-        labels = list(dict.fromkeys(label for s in found[section] for label in s["shares"]))
-        table = _table(f"{section}: {unit} per second, and where the time goes", "case", "per second", *labels)
-        for s in found[section]:
-            table.add_row(s["name"], f"{s['per_second']:,.0f}", *(f"{s['shares'].get(x, 0):.1%}" for x in labels))
-        out.append(table)
-    table = _table(
-        "decisions per second of 1 and of 2 workers", "task", "1 worker", "2 workers", "ratio", "peak memory"
-    )
-    for task, s in found["scaling"].items():
-        table.add_row(
-            task,
-            f"{s['1 worker']:,.0f}",
-            f"{s['2 workers']:,.0f}",
-            f"{s['ratio']:.2f}",
-            f"{s['peak_memory_mb']:.0f} MB",
-        )
-    out.append(table)
-    table = _table("seconds of a fresh process", "what", "seconds")
-    for name, seconds in found["start_up"].items():
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """The sections that were measured as tables, median first."""
+    makers: dict[str, tuple[str, Callable[[str, Any], Table]]] = {
+        "environments": ("control steps per second of CPU time", _rates),
+        "side_by_side": (f"control steps per second of wall time, {ENVIRONMENTS} environments on all cores", _rates),
+        "updates": ("gradient steps per second of CPU time", _rates),
+        "cells": ("fine-tuning cells: decisions per second, and where the time goes", _shares),
+        "pretraining": ("pretraining: gradient steps per second, and where the time goes", _shares),
+        "scaling": ("decisions per second of two cells by 1 and by 2 workers", _scaling),
+        "start_up": ("seconds of a fresh process", _start_up),
+    }
+    return [make(title, found[name]) for name, (title, make) in makers.items() if name in found]
+
+
+def _rates(title: str, section: Mapping[str, list[dict[str, Any]]]) -> Table:
+    table = _table(title, "case", "way", "median", "quartiles", "× first", "quartiles")
+    for name, rates in section.items():
+        for r in rates:
+            table.add_row(
+                name, r["name"], f"{r['per_second']:,.0f}", f"{r['low']:,.0f} to {r['high']:,.0f}",
+                f"{r['ratio']:.2f}", f"{r['ratio_low']:.2f} to {r['ratio_high']:.2f}",
+            )  # fmt: skip
+            name = ""
+    return table
+
+
+def _shares(title: str, section: list[dict[str, Any]]) -> Table:
+    labels = list(dict.fromkeys(label for s in section for label in s["shares"]))
+    table = _table(title, "case", "per second", *labels)
+    for s in section:
+        table.add_row(s["name"], f"{s['per_second']:,.0f}", *(f"{s['shares'].get(x, 0):.1%}" for x in labels))
+    return table
+
+
+def _scaling(title: str, section: Mapping[str, dict[str, float]]) -> Table:
+    table = _table(title, "task", "1 worker", "2 workers", "ratio", "a worker's peak memory")
+    for task, s in section.items():
+        rates = f"{s['1 worker']:,.0f}", f"{s['2 workers']:,.0f}", f"{s['ratio']:.2f}"
+        table.add_row(task, *rates, f"{s['peak_memory_mb']:,.0f} MB")
+    return table
+
+
+def _start_up(title: str, section: Mapping[str, float]) -> Table:
+    table = _table(title, "what", "seconds")
+    for name, seconds in section.items():
         table.add_row(name, f"{seconds:.1f}")
-    return [*out, table]
+    return table
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -290,23 +322,37 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def run(methods: tuple[str, ...], tasks: tuple[str, ...], quick: bool, results: Path) -> Path:
-    """Measure, print, and write JSON and the printed tables to `results`/perf; returns the JSON's path."""
+def markdown(found: Mapping[str, Any]) -> str:
+    """The tables as a document, with the machine."""
+    m = found["machine"]
+    text = Console(file=io.StringIO(), width=WIDTH)
+    text.print(f"Measured on {m['date']} on {m['cpu']}, {m['cores']} cores, torch {m['versions']['torch']}, "
+               f"commit {m['commit']}.", soft_wrap=True, highlight=False)  # fmt: skip
+    for table in tables(found):
+        title, table.title = table.title, None
+        text.print(f"\n### {str(title).capitalize()}\n", soft_wrap=True)
+        text.print(table)
+    return "\n".join(line.rstrip() for line in text.file.getvalue().splitlines()) + "\n"  # type: ignore[attr-defined]
+
+
+def run(methods: tuple[str, ...], tasks: tuple[str, ...], quick: bool, results: Path) -> tuple[Path, dict[str, str]]:
+    """Measure, print, and write JSON and tables to `results`/perf: the JSON's path, and the sections that failed."""
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     begun = time.monotonic()
 
     def say(text: str) -> None:
         console.print(f"[{time.monotonic() - begun:4.0f} s] {text}", style="dim", highlight=False, markup=False)
 
-    found = measure(methods, tasks, QUICK if quick else FULL, say)
     path = results / "perf" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
-    text = Console(file=io.StringIO(), width=WIDTH)
+
+    def save(found: dict[str, Any]) -> None:
+        write_json(path, found)
+        write_atomic(path.with_suffix(".md"), lambda p: p.write_text(markdown(found)))
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(sections(methods, tasks, QUICK if quick else FULL, Path(folder), say), quick, save, say)
     for table in tables(found):
-        for screen in (console, text):
-            screen.print(table)
-            screen.print()
-    printed = text.file.getvalue()  # type: ignore[attr-defined]
-    write_atomic(path.with_suffix(".md"), lambda p: p.write_text(printed))
-    return path
+        console.print(table)
+        console.print()
+    return path, found["failed"]

@@ -19,11 +19,13 @@ from bench.timing import Rate, in_turns
 from bench.types import BenchEnv, Task
 
 
-def environments(turns: int, seconds: float, say: Callable[[str], None]) -> dict[str, list[Rate]]:
+def environments(
+    suites: list[str], turns: int, seconds: float, say: Callable[[str], None]
+) -> dict[str, list[Rate]]:  # fmt: skip
     """Per second of CPU time of one core: the simulator's own step first, then the suite's ways to the same."""
     found = {}
-    for suite in registry.suites().values():
-        for name, ways in getattr(suite, "speeds", tuple)():
+    for suite in suites:
+        for name, ways in getattr(registry.suites()[suite], "speeds", tuple)():
             say(f"environment steps: {name}")
             found[name] = in_turns(ways, turns, seconds)
     return found

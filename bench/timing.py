@@ -55,14 +55,13 @@ def _quartiles(samples: np.ndarray[Any, Any]) -> list[list[float]]:
 
 
 class Clock:
-    """Seconds by label. A label inside another is taken off it; inside a `whole` one it is not counted apart."""
+    """Seconds by label. The time of a label inside another is taken off it."""
 
     def __init__(self, rest: str) -> None:
         """`rest`: the label of what no other label counts."""
         self.seconds: dict[str, float] = defaultdict(float)
         self._running = [rest]
         self._since = time.perf_counter()
-        self._whole = False
 
     def start(self) -> None:
         """Forget what was counted."""
@@ -80,27 +79,22 @@ class Clock:
         self._since = now
 
     @contextmanager
-    def label(self, name: str, whole: bool = False) -> Iterator[None]:
+    def label(self, name: str) -> Iterator[None]:
         """Count the block under the name."""
-        if self._whole:
-            yield
-            return
         self._switch()
         self._running.append(name)
-        self._whole = whole
         try:
             yield
         finally:
             self._switch()
             self._running.pop()
-            self._whole = False
 
-    def watch(self, owner: Any, method: str, name: str, whole: bool = False) -> Any:
+    def watch(self, owner: Any, method: str, name: str) -> Any:
         """A patch, to be entered or started, that counts every call of the method under the name."""
         inner = getattr(owner, method)
 
         def timed(*args: Any, **options: Any) -> Any:
-            with self.label(name, whole):
+            with self.label(name):
                 return inner(*args, **options)
 
         return mock.patch.object(owner, method, timed)
