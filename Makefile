@@ -6,8 +6,8 @@ ARGS ?=
 
 .PHONY: run test check setup clean
 
-run: setup ## the main job: all methods, the quick profile
-	$(BIN)/python -m bench run --methods all $(ARGS)
+run: setup ## the main job: the quick profile's methods and tasks
+	$(BIN)/python -m bench run $(ARGS)
 
 test: setup ## the tests
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)

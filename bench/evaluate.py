@@ -10,7 +10,7 @@ import numpy as np
 
 from bench import seeding
 from bench.config import option
-from bench.steering import decode, execute_all, policy_noise, vectors
+from bench.steering import chunks, execute_all, policy_noise, vectors
 from bench.types import Agent, BenchEnv, FloatArray, Policy, Progress, State, Steps, Task
 
 HALVES = ("selection", "report")
@@ -97,11 +97,11 @@ def rollouts(
         while queue and free:
             start, attempt = queue.pop()
             slots.append(_Slot(free.pop(), states[start], start, attempt, seed))
-        chunks, sigma = _chunks(slots, task, policy, agent, act, progress)
-        done_steps = execute_all([slot.env for slot in slots], chunks[:, :execute], threads)
+        planned, sigma = _chunks(slots, task, policy, agent, act, progress)
+        done_steps = execute_all([slot.env for slot in slots], planned[:, :execute], threads)
         going = []
         for i, slot in enumerate(slots):
-            episode = slot.take(chunks[i], float(sigma[i]), done_steps[i])
+            episode = slot.take(planned[i], float(sigma[i]), done_steps[i])
             if episode is None:
                 going.append(slot)
             else:
@@ -116,14 +116,9 @@ def _chunks(
 ) -> tuple[FloatArray, FloatArray]:
     observations = [slot.observation for slot in slots]
     s, c = vectors(observations, task.state_keys), vectors(observations, task.context_keys)
-    noise = policy_noise(policy.dims, [slot.rng for slot in slots])
-    if act is None:
-        z, sigma, eps = agent.before(noise, progress)
-    else:
-        z, sigma, eps = agent.inputs(
-            decode(agent, act(policy.features(s, c), [slot.actions for slot in slots])), noise, progress
-        )
-    return policy.act(s, c, z, sigma, eps), sigma
+    noise = policy_noise(policy, [slot.rng for slot in slots])
+    action = None if act is None else act(policy.features(s, c), [slot.actions for slot in slots])
+    return chunks(policy, agent, s, c, action, noise, progress)
 
 
 def spread(episodes: list[Episode]) -> dict[int, float]:

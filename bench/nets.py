@@ -1,4 +1,4 @@
-"""Networks: normaliser with Fourier features, conditional flow (residual MLP or transformer), batched ensembles.
+"""Networks: normaliser with Fourier features, velocity nets (residual MLP or transformer), batched ensembles.
 
 Notation as in the methods' papers: s (B, S), c (B, C), chunk a (B, H, A), flow time τ with x_τ = (1 − τ) a + τ z,
 context noise level σ in [0, 1] with c̃ = √ᾱ(σ) c + √(1 − ᾱ(σ)) ε.
@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench import config as cfg
-from bench import kernels, seeding
+from bench import kernels
 from bench.config import option
-from bench.store import read_json, write_atomic, write_json
-from bench.types import Dims, FloatArray, InputError
+from bench.types import Dims, InputError
 
 SIGMA_FEATURES = 8
 
@@ -216,146 +210,6 @@ class Features(nn.Module):
         octave = 2.0 ** torch.arange(self.octaves, device=x.device) * (math.pi / 2)
         angle = (x[:, self.positions, None] * octave).flatten(1)
         return torch.cat([x, angle.sin(), angle.cos()], dim=1)
-
-
-class FlowPolicy(nn.Module):
-    """A conditional flow over action chunks; satisfies `bench.types.Policy`."""
-
-    a_mean: Tensor
-    a_std: Tensor
-
-    def __init__(
-        self, dims: Dims, config: PolicyConfig, positions: tuple[tuple[int, ...], tuple[int, ...]],
-        noise: ContextNoise | None = None,
-    ) -> None:  # fmt: skip
-        """`positions`: entries of s and of c that are positions; `noise`: None for a network without σ."""
-        super().__init__()
-        self.dims, self.config, self.noise, self.positions = dims, config, noise, positions
-        self.s_features = Features(dims.state, positions[0], config.fourier)
-        self.c_features = Features(dims.context, positions[1], config.fourier)
-        self.register_buffer("a_mean", torch.zeros(dims.action))
-        self.register_buffer("a_std", torch.ones(dims.action))
-        cond = self.s_features.size + self.c_features.size
-        self.net = ARCHITECTURES[config.architecture](dims, cond, config)
-
-    @property
-    def takes_sigma(self) -> bool:
-        return self.noise is not None
-
-    def fit_normaliser(self, s: Tensor, c: Tensor, a: Tensor) -> None:
-        """Take the scales from demonstrations s (N, S), c (N, C), a (N, A)."""
-        if self.config.normalise:
-            self.s_features.fit(s)
-            self.c_features.fit(c)
-        self.a_mean.copy_(a.mean(0))
-        self.a_std.copy_(a.std(0).clamp_min(1e-3))
-
-    def encode(self, s: Tensor, c: Tensor, sigma: Tensor | None, eps: Tensor | None) -> Tensor:
-        """(B, S), (B, C), (B,), (B, C) → the network's condition (B, width), with the context noised."""
-        if self.noise is None or sigma is None or eps is None:
-            context = self.c_features.normalise(c)
-        elif self.noise.raw:
-            context = self.c_features.normalise(self.noise.corrupt(c, sigma, eps))
-        else:
-            context = self.noise.corrupt(self.c_features.normalise(c), sigma, eps)
-        parts = [self.s_features.expand(self.s_features.normalise(s)), self.c_features.expand(context)]
-        condition: Tensor = self.net.condition(torch.cat(parts, dim=1), sigma if self.takes_sigma else None)
-        return condition
-
-    def loss(
-        self, s: Tensor, c: Tensor, a: Tensor, weight: Tensor, z: Tensor, tau: Tensor,
-        sigma: Tensor | None = None, eps: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Conditional flow matching ‖v_θ(x_τ, τ, s, c̃, σ) − (z − a)‖² over the valid steps of the chunks.
-
-        a, z (B, H, A) in normalised units, weight (B, H) is 0 after the end of an episode, τ (B,).
-        """
-        x = torch.lerp(a, z, tau[:, None, None])
-        error = self.net(x, self.net.time(tau) + self.encode(s, c, sigma, eps)) - (z - a)
-        mean: Tensor = (error.square().mean(2) * weight).sum() / weight.sum()
-        return mean
-
-    @torch.inference_mode()
-    def features(self, s: FloatArray, c: FloatArray) -> FloatArray:
-        """What the RL agent sees: (B, S), (B, C) → (B, F) float32."""
-        s_t, c_t = self._tensors(s, c)
-        parts = [self.s_features.expand(self.s_features.normalise(s_t))]
-        parts.append(self.c_features.expand(self.c_features.normalise(c_t)))
-        return torch.cat(parts, dim=1).cpu().numpy()
-
-    @torch.inference_mode()
-    def act(self, s: FloatArray, c: FloatArray, z: FloatArray, sigma: FloatArray, eps: FloatArray) -> FloatArray:
-        """(B, S), (B, C), z (B, H, A), σ (B,), ε (B, C) → chunk (B, H, A) within [-1, 1], by Euler from τ = 1 to 0."""
-        s_t, c_t, x, sigma_t, eps_t = self._tensors(s, c, z, sigma, eps)
-        condition, steps = self.encode(s_t, c_t, sigma_t, eps_t), self.config.euler_steps
-        for time in reversed(self._times()):
-            x = x.sub(self.net(x, time + condition), alpha=1 / steps)
-        return (x * self.a_std + self.a_mean).clamp(-1, 1).cpu().numpy()
-
-    @torch.inference_mode()
-    def invert(self, s: FloatArray, c: FloatArray, chunk: FloatArray, iterations: int = 5) -> FloatArray:
-        """The z (B, H, A) from which `act` without context noise gives the chunk (B, H, A): Euler's steps reversed.
-
-        Each step x' = x − v(x, τ)/n is solved for x by fixed-point iteration.
-        """
-        s_t, c_t, a = self._tensors(s, c, chunk)
-        clean = torch.zeros(len(a), device=a.device)
-        condition = self.encode(s_t, c_t, clean, torch.zeros_like(c_t))
-        x, steps = (a - self.a_mean) / self.a_std, self.config.euler_steps
-        for time in self._times():
-            after, drive = x, time + condition
-            for _ in range(iterations):
-                x = after.add(self.net(x, drive), alpha=1 / steps)
-        return x.cpu().numpy()
-
-    def _times(self) -> tuple[Tensor, ...]:
-        """Embeddings (width,) of τ = 1/n, 2/n, …, 1: once for all rows, 20 µs a call instead of 20 µs a step."""
-        steps = self.config.euler_steps
-        return self.net.time(torch.arange(1, steps + 1, device=self.a_mean.device) / steps).unbind()
-
-    def _tensors(self, *arrays: FloatArray) -> list[Tensor]:
-        device = self.a_mean.device
-        return [torch.as_tensor(np.asarray(a, np.float32), device=device) for a in arrays]
-
-    def save(self, folder: Path) -> None:
-        """Write policy.safetensors and policy.json."""
-        write_json(folder / "policy.json", self.spec())
-        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        write_atomic(folder / "policy.safetensors", lambda p: save_file(state, p))
-
-    def spec(self) -> dict[str, Any]:
-        """Everything but the weights, ready for JSON."""
-        noise = None
-        if self.noise is not None:
-            noise = {"alpha_bar": self.noise.alpha_bar, "mask": self.noise.mask, "raw": self.noise.raw}
-        dims = {**vars(self.dims), "context_keys": dict(self.dims.context_keys)}
-        return {"dims": dims, "config": cfg.as_dict(self.config), "positions": self.positions, "noise": noise}
-
-
-def build(
-    dims: Dims, config: PolicyConfig, positions: tuple[tuple[int, ...], tuple[int, ...]], noise: ContextNoise | None,
-    seed: int,
-) -> FlowPolicy:  # fmt: skip
-    """A freshly initialised policy; equal seeds give equal weights, with or without noise."""
-    with seeding.fence(seed):
-        return FlowPolicy(dims, config, positions, noise)
-
-
-def load(folder: Path, euler_steps: int | None = None) -> FlowPolicy:
-    """The frozen policy in the folder. Raises InputError if a file is missing, broken or does not fit."""
-    spec = read_json(folder / "policy.json")
-    noise = spec["noise"]
-    if noise is not None:
-        noise = ContextNoise(tuple(noise["alpha_bar"]), tuple(noise["mask"]), noise["raw"])
-    config = cfg.from_dict(PolicyConfig, spec["config"], str(folder / "policy.json"))
-    config = replace(config, euler_steps=euler_steps or config.euler_steps)
-    positions = (tuple(spec["positions"][0]), tuple(spec["positions"][1]))
-    policy = build(Dims(**spec["dims"]), config, positions, noise, seed=0)
-    try:
-        policy.load_state_dict(load_file(folder / "policy.safetensors"))
-    except Exception as error:
-        raise InputError(f"{folder / 'policy.safetensors'}: not a policy of this shape ({error})") from None
-    return policy.eval().requires_grad_(False)
 
 
 class EnsembleLinear(nn.Module):

@@ -31,11 +31,11 @@ from rich.table import Table
 
 from bench import registry
 from bench.executor import Board, Executor, Key, Status
-from bench.nets import FlowPolicy
 from bench.perf_environments import environments, side_by_side
 from bench.perf_updates import updates
 from bench.plan import Cell as PlannedCell
 from bench.plan import Plan, Request, make_plan
+from bench.policies import FlowPolicy
 from bench.pretraining import Trainer
 from bench.stages import demos, finetune
 from bench.stages.common import Reporter

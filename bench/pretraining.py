@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bench import nets, seeding
+from bench import nets, policies, seeding
 from bench.config import option
 from bench.store import write_atomic
 from bench.types import Demos, Dims, InputError, Stopped, Task
@@ -50,6 +50,7 @@ def dims_of(task: Task, demos: Demos, config: nets.PolicyConfig) -> Dims:
         action=demos.actions.shape[1],
         chunk=config.chunk,
         context_keys={k: widths[k] for k in task.context_keys},
+        execute=config.execute,
     )
 
 
@@ -91,6 +92,7 @@ class Trainer:
             torch.from_numpy(x).to(self.device)
             for x in (demos.vector(task.state_keys), demos.vector(task.context_keys), demos.actions)
         )
+        self.positions = position_entries(task, demos)
         index, weight = chunk_table(demos.ends, policy.chunk)
         self.index = index.to(self.device)
         self.inputs = torch.cat([self.s, self.c, weight.to(self.device)], dim=1)  # side by side: one gather a batch
@@ -148,14 +150,13 @@ class Trainer:
     def flow(
         self, noise: nets.ContextNoise | None = None, sigma: Callable[[torch.Generator, int], Tensor] | None = None,
         target_std: Tensor | None = None,
-    ) -> nets.FlowPolicy:  # fmt: skip
+    ) -> policies.FlowPolicy:  # fmt: skip
         """Train the conditional flow and return it frozen.
 
         `noise` and `sigma(generator, batch) → (B,)` noise the context; `target_std` (N, H, A), in normalised
         action units, perturbs the targets (posterior behaviour cloning). With neither this is behaviour cloning.
         """
-        positions = position_entries(self.task, self.demos)
-        policy = nets.build(self.dims, self.policy_config, positions, noise, seeding.child(self.seed, "init"))
+        policy = policies.build(self.dims, self.policy_config, self.positions, noise, seeding.child(self.seed, "init"))
         policy.fit_normaliser(self.s, self.c, self.a)
         policy.to(self.device)
         actions = (self.a - policy.a_mean) / policy.a_std
@@ -176,6 +177,12 @@ class Trainer:
             return policy.loss(s, c, chunk, weight, z, tau, level, eps)
 
         self.fit("flow", policy, loss, self.config.steps, self.config.learning_rate)
+        return policy.eval()
+
+    def no_policy(self) -> policies.ActionPolicy:
+        """For a method without a base policy: its z is the chunk of environment actions."""
+        policy = policies.ActionPolicy(self.dims, self.policy_config, self.positions)
+        policy.fit_normaliser(self.s, self.c, self.a)
         return policy.eval()
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:

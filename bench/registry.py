@@ -73,8 +73,10 @@ def suite_of(task: Task) -> Suite:
     return suites()[task.id.split("/")[0]]
 
 
-def select_methods(text: str) -> tuple[str, ...]:
-    """`all` or a comma-separated list of ids."""
+def select_methods(text: str | None, profile: str) -> tuple[str, ...]:
+    """`all` or a comma-separated list of ids; None takes the methods that take part in the profile."""
+    if text is None:
+        return tuple(name for name, module in methods().items() if profile in getattr(module, "profiles", (profile,)))
     names = tuple(methods()) if text == "all" else _split(text, "--methods")
     return tuple(dict.fromkeys(name for name in names if method(name)))
 

@@ -149,15 +149,16 @@ class Choice(NamedTuple):
 
     action: Tensor  # tanh(mean + deviation · noise)
     slope: Tensor  # 1 − action²
-    density: Tensor  # log-probability of each entry
+    density: Tensor  # log-probability of each entry; where a group has a prior, the divergence from it
     raw: Tensor  # log deviation before it is clamped
     deviation: Tensor
+    mean: Tensor
 
 
 class Losses(NamedTuple):
     """What an update leaves for the log."""
 
-    residual: Tensor  # Q − target, (K, B)
+    error: Tensor  # Q − target, (K, B)
     temperatures: Tensor  # (G,)
     log_prob: Tensor  # (B, G)
     best: Tensor  # smallest Q of the chosen actions, (B,)
@@ -193,6 +194,8 @@ class Engine(SAC):
         self.group_of = torch.cat([torch.full((g.size,), i) for i, g in enumerate(groups)])
         self.in_group = torch.eye(len(groups))[self.group_of]  # (D, G)
         self.target_entropies = torch.tensor([g.target_entropy for g in groups])
+        priors = torch.cat([torch.full((g.size,), g.prior or 0.0) for g in groups])
+        self.priors = priors if bool(priors.any()) else None  # (D,) deviations; 0 where entropy counts
         self.log_temperatures = torch.full((len(groups),), float(np.log(config.temperature)))
         self.temperature_optimiser = torch.optim.Adam([self.log_temperatures], lr=config.learning_rate, fused=True)
         self.demonstrations: Replay | None = None
@@ -261,9 +264,9 @@ class Engine(SAC):
 
     @staticmethod
     def _log(last: Losses) -> dict[str, float]:
-        residual, temperatures, log_prob, best = last
+        error, temperatures, log_prob, best = last
         log = {
-            "critic_loss": 0.5 * residual.square().mean(1).sum(), "q": best.mean(), "alpha": temperatures[0],
+            "critic_loss": 0.5 * error.square().mean(1).sum(), "q": best.mean(), "alpha": temperatures[0],
             "actor_loss": (log_prob @ temperatures - best).mean(), "entropy": -log_prob.sum(1).mean(),
         }  # fmt: skip
         return {k: float(v) for k, v in log.items()}
@@ -273,7 +276,7 @@ class Engine(SAC):
 
         Losses, in Stable-Baselines3's order: −log α_g (log π_g + H̄_g) for the temperatures, ½ Σ_k (Q_k(s, a) − y)² for
         the critics with y = r + γ (1 − end) (V − α · log π(a')) and V = min_k Q̄_k(s', a'), within [0, 1] if bounded,
-        α · log π − min_k Q_k(s, ã) for the actor.
+        α · log π − min_k Q_k(s, ã) for the actor. For groups with a prior its divergence stands in place of log π.
         """
         features, _, after, reward, terminated = self.replay.split(rows)
         actor, tape = self._actor(), list[kernels.Saved]()
@@ -287,7 +290,7 @@ class Engine(SAC):
         if self.config.entropy_in_target:
             value -= log_prob[size:] @ temperatures
         target = reward + (1 - terminated) * self.gamma * value[:, None]
-        residual = self._critic_step(rows[:, : self.replay.features + self.replay.actions], target)
+        error = self._critic_step(rows[:, : self.replay.features + self.replay.actions], target)
         now = Choice(*(x[:size] for x in choice))
         best, slope = self._value_slope(features, now.action)
         outputs = self._actor_gradient(now, slope, temperatures, noise[:size])
@@ -297,7 +300,7 @@ class Engine(SAC):
         heads = [weight[:half], bias[:half], weight[half:], bias[half:]]
         self._actor_adam.step([*gradients, *heads, -(log_prob[:size] + self.target_entropies).mean(0)])
         torch._foreach_lerp_(self._targets, self._sources, self.tau)
-        return Losses(residual, temperatures, log_prob[:size], best)
+        return Losses(error, temperatures, log_prob[:size], best)
 
     def _actor(self) -> kernels.MLP:
         """Mean and log deviation as one network (F,) → (2D,)."""
@@ -307,8 +310,7 @@ class Engine(SAC):
         weight, bias = (torch.cat([getattr(h, name).detach() for h in heads]) for name in ("weight", "bias"))
         return kernels.MLP([*layers, kernels.Layer(weight.T, bias)], self.config.activation)
 
-    @staticmethod
-    def _choose(actor: kernels.MLP, features: Tensor, noise: Tensor, tape: list[kernels.Saved]) -> Choice:
+    def _choose(self, actor: kernels.MLP, features: Tensor, noise: Tensor, tape: list[kernels.Saved]) -> Choice:
         """Reparametrised actions for features (B, F) and noise (B, D)."""
         mean, raw = actor.forward(features, tape).chunk(2, dim=1)
         log_std = raw.clamp(*LOG_STD)
@@ -316,18 +318,21 @@ class Engine(SAC):
         action = torch.addcmul(mean, deviation, noise).tanh_()
         slope = 1 - action.square()
         density = torch.addcmul(log_std, noise, noise, value=0.5).add_(0.5 * math.log(2 * math.pi)).neg_()
-        return Choice(action, slope, density.sub_((slope + 1e-6).log_()), raw, deviation)
+        density.sub_((slope + 1e-6).log_())
+        if self.priors is not None:
+            density = torch.where(self.priors > 0, divergence(mean, log_std, self.priors), density)
+        return Choice(action, slope, density, raw, deviation, mean)
 
     def _critic_step(self, inputs: Tensor, target: Tensor) -> Tensor:
         """Move every critic's value of inputs (B, F + D) to the target (B, 1); returns the errors (K, B)."""
-        gradients, residuals = list[Tensor](), list[Tensor]()
+        gradients, errors = list[Tensor](), list[Tensor]()
         for critic in self._critics:
             tape: list[kernels.Saved] = []
-            residual = critic.forward(inputs, tape).sub_(target)
-            gradients += critic.weight_gradients(residual / len(inputs), tape)
-            residuals.append(residual)
+            error = critic.forward(inputs, tape).sub_(target)
+            gradients += critic.weight_gradients(error / len(inputs), tape)
+            errors.append(error)
         self._critic_adam.step(gradients)
-        return torch.cat(residuals, dim=1).T
+        return torch.cat(errors, dim=1).T
 
     def _value_slope(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """The smallest value (B,) of (features, action), and the gradient of its mean by the action, (B, D)."""
@@ -343,9 +348,14 @@ class Engine(SAC):
     def _actor_gradient(self, now: Choice, slope: Tensor, temperatures: Tensor, noise: Tensor) -> Tensor:
         """The loss's gradient by mean and log deviation, (B, 2D), from that of the mean value by the action, (B, D)."""
         weight = temperatures[self.group_of] / len(noise)  # of each entry's log-probability in the loss
-        by_action = torch.addcdiv(slope.neg(), 2 * weight * now.action, now.slope + 1e-6)
+        entropy = weight if self.priors is None else weight * (self.priors == 0)
+        by_action = torch.addcdiv(slope.neg(), 2 * entropy * now.action, now.slope + 1e-6)
         by_mean = by_action * now.slope
-        by_log_std = torch.addcmul(-weight, by_mean * now.deviation, noise)
+        by_log_std = torch.addcmul(-entropy, by_mean * now.deviation, noise)
+        if self.priors is not None:
+            scaled = torch.where(self.priors > 0, weight / self.priors.square(), 0.0)
+            by_mean += scaled * now.mean
+            by_log_std += scaled * now.deviation.square() - (weight - entropy)
         low, high = LOG_STD
         by_log_std *= (now.raw >= low) & (now.raw <= high)
         return torch.cat([by_mean, by_log_std], dim=1)
@@ -381,6 +391,11 @@ class Engine(SAC):
         """Actor, critics and temperatures as safetensors."""
         tensors = {k: v for k, v in self.get_state().items() if k.startswith("policy.") or k == "log_temperatures"}
         save_tensors(path, tensors)
+
+
+def divergence(mean: Tensor, log_std: Tensor, prior: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_std)²) ‖ N(0, prior²)) of each entry, (B, D) and prior (D,), in nats."""
+    return prior.log() - log_std + ((2 * log_std).exp() + mean.square()) / (2 * prior.square()) - 0.5
 
 
 def _first(saved: kernels.Saved, rows: int) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -77,11 +78,25 @@ def decode(agent: Agent, action: FloatArray) -> dict[str, FloatArray]:
     return groups
 
 
-def policy_noise(dims: Dims, draws: list[np.random.Generator]) -> dict[str, FloatArray]:
-    """Standard normal {"z": (B, H, A), "eps": (B, C)}, row b from generator b."""
-    size = dims.chunk * dims.action
-    rows = np.stack([g.standard_normal(size + dims.context, np.float32) for g in draws])
-    return {"z": rows[:, :size].reshape(-1, dims.chunk, dims.action), "eps": rows[:, size:]}
+def policy_noise(policy: Policy, draws: list[np.random.Generator]) -> dict[str, FloatArray]:
+    """Standard normal {"z": (B, *latent), "eps": (B, C)}, row b from generator b."""
+    size = math.prod(policy.latent)
+    rows = np.stack([g.standard_normal(size + policy.dims.context, np.float32) for g in draws])
+    return {"z": rows[:, :size].reshape(-1, *policy.latent), "eps": rows[:, size:]}
+
+
+def chunks(
+    policy: Policy, agent: Agent, s: FloatArray, c: FloatArray, action: FloatArray | None, noise: Arrays,
+    progress: Progress,
+) -> tuple[FloatArray, FloatArray]:  # fmt: skip
+    """Chunks (B, H, A) and σ (B,) for s (B, S), c (B, C) and RL actions (B, D), or None for the policy as it is."""
+    if action is None:
+        z, sigma, eps = agent.before(noise, progress)
+        return policy.act(s, c, z, sigma, eps), sigma
+    groups = decode(agent, action)
+    z, sigma, eps = agent.inputs(groups, noise, progress)
+    chunk = policy.act(s, c, z, sigma, eps)
+    return (chunk if agent.correct is None else agent.correct(chunk, groups)), sigma
 
 
 def execute(env: BenchEnv, actions: FloatArray) -> Steps:
@@ -130,7 +145,7 @@ class SteeredEnvs:
         threads: ThreadPoolExecutor | None = None,
     ) -> None:  # fmt: skip
         self.envs, self.task, self.policy, self.agent, self.execute = envs, task, policy, agent, execute
-        self.dims, self.threads = policy.dims, threads
+        self.threads = threads
         self.seed = seed
         self.observations = [env.reset(seed=seeding.child(seed, "env", i) % 2**31)[0] for i, env in enumerate(envs)]
         self.lengths = [0] * len(envs)
@@ -144,11 +159,9 @@ class SteeredEnvs:
     def decide(self, action: FloatArray, round_number: int, progress: Progress) -> Decision:
         """Execute one RL action (B, D) in every environment."""
         draws = np.random.default_rng(seeding.child(self.seed, "noise", round_number))
-        noise = policy_noise(self.dims, [draws] * len(self.envs))
-        z, sigma, eps = self.agent.inputs(decode(self.agent, action), noise, progress)
+        noise = policy_noise(self.policy, [draws] * len(self.envs))
         s, c = vectors(self.observations, self.task.state_keys), vectors(self.observations, self.task.context_keys)
-        chunks = self.policy.act(s, c, z, sigma, eps)
-        return self._execute(chunks, sigma)
+        return self._execute(*chunks(self.policy, self.agent, s, c, action, noise, progress))
 
     def _execute(self, chunks: FloatArray, sigma: FloatArray) -> Decision:
         """The first E steps of the chunks (B, H, A) everywhere, and resets where an episode ended."""

@@ -23,7 +23,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.floating[Any]]
 State = dict[str, npt.NDArray[Any]]
 Arrays = dict[str, FloatArray]
-PolicyInputs = tuple[FloatArray, FloatArray, FloatArray]  # z (B, H, A), σ (B,), ε (B, C)
+PolicyInputs = tuple[FloatArray, FloatArray, FloatArray]  # z (B, *latent), σ (B,), ε (B, C)
 
 
 class InputError(Exception):
@@ -105,6 +105,10 @@ class BenchEnv(Protocol):
 
     An environment may also have `step_chunk(actions (E, A)) → Steps`, equal to calling `step` until the episode or the
     chunk ends. The harness calls it from threads, one environment in each: worth having if it releases the GIL.
+
+    An environment may also be looked at, by `bench.stages.video`: `top_view() → bench.video.TopView` says what lies
+    beneath the path of the current episode seen from above; `render() → (H, W, 3) uint8`, gymnasium's own, is a picture
+    of the current state. `render` changes nothing, and may raise where nothing can be drawn.
     """
 
     observation_space: gymnasium.spaces.Dict
@@ -148,12 +152,17 @@ class Dims:
     action: int  # A
     chunk: int  # H control steps
     context_keys: Mapping[str, int] = field(default_factory=dict)  # context key → its width, in order
+    execute: int = 1  # E control steps of a chunk that are executed
 
 
 class Policy(Protocol):
     """A frozen pretrained policy: no gradient, no global randomness."""
 
     dims: Dims
+
+    @property
+    def latent(self) -> tuple[int, ...]:
+        """The shape of one z: (H, A) for a flow."""
 
     @property
     def takes_sigma(self) -> bool:
@@ -163,23 +172,28 @@ class Policy(Protocol):
         """What the RL agent sees: normalised s and c with Fourier features; (B, S), (B, C) → (B, F)."""
 
     def act(self, s: FloatArray, c: FloatArray, z: FloatArray, sigma: FloatArray, eps: FloatArray) -> FloatArray:
-        """(B, S), (B, C), z (B, H, A), σ (B,) in [0, 1], ε (B, C) → chunk (B, H, A) in the action's own units."""
+        """(B, S), (B, C), z (B, *latent), σ (B,) in [0, 1], ε (B, C) → chunk (B, H, A) in the action's own units."""
 
     def invert(self, s: FloatArray, c: FloatArray, chunk: FloatArray) -> FloatArray:
-        """(B, S), (B, C), (B, H, A) → the z (B, H, A) from which `act` at σ = 0 gives the chunk."""
+        """(B, S), (B, C), (B, H, A) → the z (B, *latent) from which `act` at σ = 0 gives the chunk."""
 
     def save(self, folder: Path) -> None: ...
 
 
 @dataclass(frozen=True)
 class Group:
-    """One part of the RL action with a temperature of its own; decoded from [-1, 1] to [low, high]."""
+    """One part of the RL action with a temperature of its own; decoded from [-1, 1] to [low, high].
+
+    With a `prior` the agent stays close to N(0, prior²) over its action before the tanh: the divergence from it takes
+    the place of minus the entropy in the agent's loss, in the temperature's, and in the target if that has entropy.
+    """
 
     name: str  # "z", "sigma", "eps"
     size: int
     low: float
     high: float
-    target_entropy: float  # nats
+    target_entropy: float  # nats; with a prior: minus the divergence from it that is aimed at
+    prior: float | None = None  # see below
 
     def decode(self, action: FloatArray) -> FloatArray:
         """(B, size) in [-1, 1] → (B, size) in [low, high]."""
@@ -204,6 +218,7 @@ class Agent:
     progress)` returns the same before any reinforcement: the pretrained policy as it is. `encode` takes the z (N, H, A)
     with which the policy repeats demonstrated chunks and returns the RL actions (N, D) in [-1, 1] nearest to that, for
     batches that hold demonstrations. `options` overrides fields of the engine's configuration that define the method.
+    `correct(chunk (B, H, A), action)` returns the chunk that is executed instead of the policy's, if it is given.
     """
 
     groups: tuple[Group, ...]
@@ -211,12 +226,15 @@ class Agent:
     before: Callable[[Arrays, Progress], PolicyInputs]
     encode: Callable[[FloatArray], FloatArray]
     options: Mapping[str, Any] = field(default_factory=dict)
+    correct: Callable[[FloatArray, Arrays], FloatArray] | None = None
 
 
 class Method(Protocol):
     """A module in `methods/`; the file name is the method's id.
 
-    `Config` may carry a class variable `profiles`: {profile: {field: value}} of defaults that differ in a profile.
+    `Config` may carry a class variable `profiles`: {profile: {field: value}} of defaults that differ in a profile. A
+    module that names `profiles` takes part by default in those alone. A module whose `pretrain` returns a policy of a
+    class of its own has `load(folder) → Policy`, which reads what the policy's `save` wrote.
     """
 
     paper: str  # title, arXiv number, equation

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.nets import FlowPolicy
+from bench.policies import FlowPolicy
 from bench.pretraining import Trainer
 from bench.steering import SteeringConfig, encode_z, frozen, steer_z, z_group
 from bench.types import Agent, Arrays, Demos, Dims, PolicyInputs, Progress

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from bench.config import option
-from bench.nets import ContextNoise, FlowPolicy
+from bench.nets import ContextNoise
+from bench.policies import FlowPolicy
 from bench.pretraining import Trainer
 from bench.steering import SteeringConfig, encode_z, frozen, steer_z, z_group
 from bench.types import Agent, Arrays, Demos, Dims, PolicyInputs, Progress

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from bench import nets, seeding
 from bench.config import option
-from bench.pretraining import Trainer, position_entries
+from bench.policies import FlowPolicy
+from bench.pretraining import Trainer
 from bench.steering import SteeringConfig
 from bench.types import Demos
 from methods import bc
@@ -45,7 +46,7 @@ class Config(SteeringConfig):
     learning_rate: float = option(1e-3, "AdamW's peak learning rate", low=0.0, high=1.0, stage="pretrain")
 
 
-def pretrain(demos: Demos, config: Config, trainer: Trainer) -> nets.FlowPolicy:
+def pretrain(demos: Demos, config: Config, trainer: Trainer) -> FlowPolicy:
     """Fit the ensemble, then the flow on targets perturbed by its spread."""
     return trainer.flow(target_std=config.alpha * posterior_std(config, trainer))
 
@@ -77,7 +78,7 @@ def posterior_std(config: Config, trainer: Trainer) -> Tensor:
 def condition(trainer: Trainer) -> Tensor:
     """Normalised s and c with the policy's Fourier features, (N, F)."""
     parts = []
-    for data, entries in zip((trainer.s, trainer.c), position_entries(trainer.task, trainer.demos), strict=True):
+    for data, entries in zip((trainer.s, trainer.c), trainer.positions, strict=True):
         encoder = nets.Features(data.shape[1], entries, trainer.policy_config.fourier).to(trainer.device)
         if trainer.policy_config.normalise:
             encoder.fit(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench import nets, registry
+from bench import nets, policies, registry
 from bench.evaluate import Act, rollouts
 from bench.steering import SteeringConfig, steer_z, z_group
 from bench.types import Agent, Arrays, Dims, PolicyInputs, Progress
@@ -24,7 +24,7 @@ def before(noise: Arrays, progress: Progress) -> PolicyInputs:
 
 @pytest.mark.parametrize("act", [None, lambda features, draws: np.stack([g.uniform(-1, 1, 2) for g in draws])])
 def test_episodes_do_not_depend_on_each_other_nor_on_the_environments(act: Act) -> None:
-    policy = nets.build(DIMS, nets.PolicyConfig(chunk=4, width=16, blocks=1, euler_steps=2), ((), ()), None, 0)
+    policy = policies.build(DIMS, nets.PolicyConfig(chunk=4, width=16, blocks=1, euler_steps=2), ((), ()), None, 0)
     agent = Agent((z_group(SteeringConfig(), DIMS),), inputs, before, lambda z: z)
     envs = [registry.suite_of(TASK).make(TASK, i) for i in range(4)]
     states = []

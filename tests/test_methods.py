@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from bench import config as cfg
-from bench import nets, registry, seeding
+from bench import nets, policies, registry, seeding
 from bench.evaluate import rollouts
 from bench.pretraining import PretrainConfig, Trainer, chunk_table
 from bench.stages.pretrain import load
 from bench.stats import wilson
 from bench.steering import decode, frozen
 from bench.store import Entry
-from bench.types import Agent, Demos, Dims, Progress, Task
+from bench.types import Agent, Demos, Dims, InputError, Progress, Task
 from methods import bc, csp, csp_tmrl, posterior_bc
 
 SMALL = nets.PolicyConfig(chunk=4, execute=4, width=32, blocks=1, euler_steps=4)
@@ -34,15 +34,15 @@ def toy_demos(name: str = "toy/reach", n: int = 40) -> tuple[Task, Demos]:
 
 def train(
     module: Any, folder: Path, policy: nets.PolicyConfig = SMALL, budget: PretrainConfig = SHORT, **options: Any
-) -> nets.FlowPolicy:
+) -> policies.FlowPolicy:
     task, demos = toy_demos()
     config = cfg.override(module.Config(), options, "test")
     return module.pretrain(demos, config, Trainer(task, demos, policy, budget, seed=3, folder=folder))
 
 
-def inputs(policy: nets.FlowPolicy, batch: int = 16, sigma: float = 0.0) -> list[np.ndarray]:
+def inputs(policy: policies.BasePolicy, batch: int = 16, sigma: float = 0.0) -> list[np.ndarray]:
     rng, d = np.random.default_rng(1), policy.dims
-    shapes = [(batch, d.state), (batch, d.context), (batch, d.chunk, d.action)]
+    shapes = [(batch, d.state), (batch, d.context), (batch, *policy.latent)]
     s, c, z = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
     eps = rng.standard_normal((batch, d.context)).astype(np.float32)
     return [s, c, z, np.full(batch, sigma, np.float32), eps]
@@ -148,7 +148,7 @@ def test_flow_recovers_a_known_conditional_mixture(tmp_path: Path) -> None:
     assert abs(sample(-1.0).mean()) < 0.04 and sample(-1.0).std() < 0.12
 
 
-def success_on_toy(policy: nets.FlowPolicy, episodes: int = 150) -> int:
+def success_on_toy(policy: policies.FlowPolicy, episodes: int = 150) -> int:
     task = registry.task("toy/reach")
     envs = [registry.suite_of(task).make(task, i) for i in range(10)]
     states = []
@@ -192,7 +192,7 @@ def test_chunk_table_stops_at_the_end_of_an_episode() -> None:
 class TestEveryMethod:
     """The kit: a new file in methods/ is tested the moment it exists."""
 
-    def policy(self, name: str, folder: Path) -> nets.FlowPolicy:
+    def policy(self, name: str, folder: Path) -> policies.BasePolicy:
         module = registry.method(name)
         options = getattr(module.Config, "profiles", {}).get("smoke", {})
         source = __import__(module.pretrain.__module__, fromlist=["Config"])
@@ -211,28 +211,42 @@ class TestEveryMethod:
         entry = Entry("pretrain", "k", tmp_path / "saved")
         entry.folder.mkdir()
         policy.save(entry.folder)
-        entry.finish({}, {})
+        entry.finish({"function": registry.method(name).pretrain.__module__}, {})
         assert np.array_equal(chunk, load(entry).act(*inputs(policy, sigma=0.4)))
 
     def test_agent_gives_inputs_of_the_right_shape(self, name: str, tmp_path: Path) -> None:
-        module, dims = registry.method(name), Dims(2, 3, 2, 4, {"goal": 3})
+        module, policy = registry.method(name), self.policy(name, tmp_path)
+        dims = dataclasses.replace(policy.dims, execute=3)
         agent = module.agent(module.Config(), dims)
         rng = np.random.default_rng(0)
         noise = {
-            "z": rng.standard_normal((5, 4, 2)).astype(np.float32),
-            "eps": rng.standard_normal((5, 3)).astype(np.float32),
+            "z": rng.standard_normal((5, *policy.latent)).astype(np.float32),
+            "eps": rng.standard_normal((5, dims.context)).astype(np.float32),
         }
         action = {g.name: g.decode(rng.uniform(-1, 1, (5, g.size)).astype(np.float32)) for g in agent.groups}
         progress = Progress(0.5, 0.5, base_sigma=0.25)
         for z, sigma, eps in (agent.inputs(action, noise, progress), agent.before(noise, progress)):
-            assert z.shape == (5, 4, 2) and sigma.shape == (5,) and eps.shape == (5, 3)
+            assert z.shape == (5, *policy.latent) and sigma.shape == (5,) and eps.shape == (5, dims.context)
             assert (sigma >= 0).all() and (sigma <= 1).all()
         assert np.array_equal(agent.before(noise, progress)[0], noise["z"])
-        encoded = agent.encode(np.repeat(noise["z"][:, :1], 4, axis=1) / 4)
+        if agent.correct is not None:
+            chunk = rng.uniform(-1, 1, (5, 4, 2)).astype(np.float32)
+            assert agent.correct(chunk, action).shape == chunk.shape and np.abs(agent.correct(chunk, action)).max() <= 1
+
+    def test_demonstrations_are_encoded_as_actions_that_repeat_them(self, name: str, tmp_path: Path) -> None:
+        module, policy = registry.method(name), self.policy(name, tmp_path)
+        agent = module.agent(module.Config(), dataclasses.replace(policy.dims, execute=4))
+        z = np.random.default_rng(0).standard_normal((5, *policy.latent)).astype(np.float32) / 4
+        z = np.repeat(z[:, :1], z.shape[1], axis=1) if z.ndim == 3 else z
+        try:
+            encoded = agent.encode(z)
+        except InputError as error:
+            assert "rl.demo_fraction" in str(error)
+            return
         assert encoded.shape == (5, sum(g.size for g in agent.groups)) and np.abs(encoded).max() <= 1
-        z, sigma, _ = agent.inputs(decode(agent, encoded), noise, progress)
-        if "z" in {g.name for g in agent.groups}:
-            assert np.allclose(z, np.repeat(noise["z"][:, :1], 4, axis=1) / 4, atol=1e-6)
+        noise = {"z": np.zeros_like(z), "eps": np.zeros((5, policy.dims.context), np.float32)}
+        repeated, sigma, _ = agent.inputs(decode(agent, encoded), noise, Progress(0.5, 0.5, base_sigma=0.0))
+        assert np.allclose(repeated, z, atol=1e-6) and (sigma == 0).all()
 
     def test_every_option_is_described(self, name: str, tmp_path: Path) -> None:
         module = registry.method(name)

@@ -179,6 +179,30 @@ def test_log_probabilities_of_groups_add_up(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.allclose(parts.sum(1), total[:, 0], atol=1e-5) and torch.allclose(total[:, 0], expected, atol=1e-5)
 
 
+def test_gradients_with_a_prior_equal_autograd() -> None:
+    """The second group is kept close to N(0, 0.4²) before its tanh; torch's own divergence and autograd say how."""
+    model, before = (engine(2, 1, temperature=0.3) for _ in range(2))
+    model.priors = torch.tensor([0.0, 0.0, 0.4])
+    fill(model)
+    rows, noise = model.replay.rows[:8], torch.randn((16, 3), generator=torch.Generator().manual_seed(0))
+    handed, step = list[torch.Tensor](), model._actor_adam.step
+    model._actor_adam.step = lambda gradients: handed.extend(gradients) or step(gradients)  # type: ignore[method-assign]
+    found = model.update(rows, noise)
+    features, normal = rows[:, :FEATURES], torch.distributions.Normal
+    mean, log_std, _ = before.actor.get_action_dist_params(features)
+    drawn = mean + log_std.exp() * noise[:8]
+    action = torch.tanh(drawn)
+    entries = normal(mean, log_std.exp()).log_prob(drawn) - (1 - action**2 + 1e-6).log()
+    kl = torch.distributions.kl_divergence(normal(mean[:, 2], log_std[:, 2].exp()), normal(0.0, 0.4))
+    value = model.critic(features, action).amin(0)[:, 0]  # type: ignore[operator]  # after its step, as in the update
+    loss = (0.3 * (entries[:, :2].sum(1) + kl) - value).mean()
+    expected = torch.autograd.grad(loss, list(before.actor.parameters()))
+    assert torch.allclose(found.log_prob[:, 1], kl, atol=1e-5)
+    assert torch.allclose(handed[-1], -(found.log_prob + model.target_entropies).mean(0))
+    for mine, theirs in zip(handed[:-1], expected, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_each_group_has_a_temperature_of_its_own() -> None:
     model = engine(2, 1)
     model.target_entropies = torch.tensor([-100.0, 100.0])  # the first has too much entropy, the second too little
@@ -210,7 +234,7 @@ def test_values_in_the_target_stay_within_what_success_can_pay(says: float, boun
     rows = model._batch(32, torch.Generator().manual_seed(0))
     features, actions, _, reward, terminated = model.replay.split(rows)
     now = model.critic(features, actions)[:, :, 0].clone()  # type: ignore[attr-defined]
-    targets = now - model.update(rows, torch.zeros((64, 3))).residual
+    targets = now - model.update(rows, torch.zeros((64, 3))).error
     value = float(np.clip(says, 0, 1)) if bounded else says
     expected = (reward + (1 - terminated) * model.gamma * value)[:, 0]
     assert torch.allclose(targets, expected.expand_as(targets), atol=1e-5)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 
 from bench import config as cfg
-from bench import nets, registry, seeding
+from bench import nets, policies, registry, seeding
 from bench.plan import Unit
 from bench.pretraining import PretrainConfig, Trainer
 from bench.stages import demos
 from bench.stages.common import Reporter
 from bench.store import Entry, Store
+from bench.types import Policy
 
 
 def run(store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
@@ -32,7 +33,9 @@ def run(store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
     })  # fmt: skip
 
 
-def load(entry: Entry) -> nets.FlowPolicy:
+def load(entry: Entry) -> Policy:
     """The frozen policy, checked against its digest."""
     entry.verify()
-    return nets.load(entry.folder)
+    module = registry.method(entry.meta()["spec"]["function"].rpartition(".")[2])
+    policy: Policy = getattr(module, "load", policies.load)(entry.folder)
+    return policy
