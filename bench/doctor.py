@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from bench import registry
+from bench import registry, video
 from bench.store import versions
 
 # (package, versions that work, why) — measured; see docs/platform.md
@@ -91,10 +91,18 @@ def check_suites() -> list[Finding]:
     return findings
 
 
+def check_drawing() -> Finding:
+    """Whether MuJoCo can draw without a display. If not, nothing is wrong: results have drawings instead of films."""
+    if name := video.backend():
+        return Finding(True, f"films: MuJoCo draws with {name}")
+    why, fix = video.lack()
+    return Finding(True, f"no films (optional): {why}", fix)
+
+
 def examine() -> list[Finding]:
     """All findings."""
     names = [name for name, _, _ in RULES] + ["dm_control"]
     findings = check_versions(versions(names))
     if all(f.ok for f in findings):
-        findings += check_suites()
+        findings += [check_drawing(), *check_suites()]
     return findings

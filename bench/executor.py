@@ -29,7 +29,7 @@ from typing import Any
 
 import filelock
 
-from bench.plan import STAGES, Plan, Unit, default_jobs
+from bench.plan import Plan, Unit, default_jobs, turn
 from bench.stages.common import Reporter
 from bench.store import Store
 from bench.types import InputError, Stopped
@@ -153,11 +153,7 @@ class Executor:
         return self.store.entry(*key).file("meta.json").exists()
 
     def _next(self) -> Unit | None:
-        """A stage whose inputs are done, else one held elsewhere whose next try is due.
-
-        Seed by seed, so that whole comparisons come early; within a seed what others wait for comes first, so that the
-        workers do not end with one of them alone on a long chain.
-        """
+        """A stage whose inputs are done, the first in line, else one held elsewhere whose next try is due."""
         given = {w.key for w in self.workers}
         ready = [
             key for key, unit in self.units.items()
@@ -166,7 +162,7 @@ class Executor:
         new = [key for key in ready if self.board.units[key].state == "pending"]
         now = time.monotonic()
         due = [key for key in ready if self.board.units[key].state == "elsewhere" and self.tries[key][0] <= now]
-        new.sort(key=lambda key: (self.units[key].spec.get("seed", -1), STAGES.index(key[0])))
+        new.sort(key=lambda key: turn(self.units[key]))
         chosen = new or sorted(due, key=lambda key: self.tries[key])
         return self.units[chosen[0]] if chosen else None
 

@@ -30,6 +30,8 @@ from bench.types import STEPPING, InputError, Task
 STAGES = ("demos", "starts", "pretrain", "coverage", "finetune")
 # Raised when a stage's code changes what it computes, so that older results are not taken for new ones.
 STAGE_VERSIONS = {"demos": 2, "starts": 2, "pretrain": 2, "coverage": 2, "finetune": 2}
+# Stages that no result depends on, with such a version: not part of a cell, and run when nothing else is ready.
+EXTRAS = {"video": 1}
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,13 @@ class SimulationConfig:
 
 
 @dataclass(frozen=True)
+class VideoConfig:
+    """Which cells get pictures of a first and a last evaluation episode."""
+
+    seeds: int = option(1, "seeds of each method and task with pictures of two episodes; 0: none", low=0)
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything about a cell that is not the method's own."""
 
@@ -61,6 +70,7 @@ class Settings:
     coverage: CoverageConfig = field(default=CoverageConfig())
     rl: RLConfig = field(default=RLConfig())
     evaluation: EvaluationConfig = field(default=EvaluationConfig())
+    video: VideoConfig = field(default=VideoConfig())
 
 
 # What a profile changes for every task; a task's own budgets stand in its suite (`Task.profiles`).
@@ -155,16 +165,26 @@ class Plan:
 
     request: Request
     cells: tuple[Cell, ...]
+    videos: tuple[Unit, ...] = ()
 
     @property
     def units(self) -> dict[tuple[str, str], Unit]:
         """(stage, key) → unit, in the order they should run."""
-        return {(u.stage, u.key): u for cell in self.cells for u in cell.units}
+        units = [u for cell in self.cells for u in cell.units]
+        return {(u.stage, u.key): u for u in [*units, *self.videos]}
 
     @property
     def run_id(self) -> str:
-        """Equal requests are one run."""
-        return f"{self.request.profile}-{cfg.digest(sorted(u.key for u in self.units.values()))[:8]}"
+        """Requests for equal cells are one run."""
+        return f"{self.request.profile}-{cfg.digest(sorted({u.key for c in self.cells for u in c.units}))[:8]}"
+
+    def records(self) -> list[dict[str, Any]]:
+        """What run.json says of the cells."""
+        videos = {u.spec["inputs"]["finetune"]: u.key for u in self.videos}
+        records = [c.record() for c in self.cells]
+        for record in records:
+            record["stages"]["video"] = videos.get(record["stages"]["finetune"])
+        return records
 
     def simulators(self) -> dict[str, str]:
         """Versions of what the suites of the cells require."""
@@ -186,7 +206,7 @@ class Plan:
             "run": self.run_id, "created": earlier.get("created", now), "updated": now,
             "profile": self.request.profile, "command": ["python", "-m", "bench", *sys.argv[1:]], "commit": commit(),
             "versions": with_python(versions() | self.simulators()), "experiment": dataclasses.asdict(self.request),
-            "cells": [c.record() for c in self.cells],
+            "cells": self.records(),
         }  # fmt: skip
         write_json(path, record)
         return folder
@@ -205,7 +225,8 @@ def make_plan(request: Request) -> Plan:
         _cell(request, method, task, seed)
         for seed in request.seeds for task in request.tasks for method in request.methods
     ]  # fmt: skip
-    return Plan(request, tuple(cells))
+    shown = [c for c in cells if c.seed in request.seeds[: c.settings.video.seeds]]
+    return Plan(request, tuple(cells), tuple(_unit("video", c.units[-1:]) for c in shown))
 
 
 def all_keys() -> list[str]:
@@ -291,8 +312,20 @@ def _cell(request: Request, method: str, task_id: str, seed: int) -> Cell:
 
 def _unit(stage: str, waits: tuple[Unit, ...], **spec: Any) -> Unit:
     spec["inputs"] = {u.stage: u.key for u in waits}
-    key = cfg.digest({"stage": stage, "version": STAGE_VERSIONS[stage], **spec})
+    key = cfg.digest({"stage": stage, "version": (STAGE_VERSIONS | EXTRAS)[stage], **spec})
     return Unit(stage, key, tuple((u.stage, u.key) for u in waits), spec)
+
+
+def turn(unit: Unit) -> tuple[int, int, int]:
+    """Where a stage stands in the line of those that are ready, the smallest first.
+
+    Seed by seed, so that whole comparisons come early; within a seed what others wait for comes first, so that the
+    workers do not end with one of them alone on a long chain. Pictures come last of all: no number waits for them, and
+    what they take does not enter a cell's peak memory.
+    """
+    if unit.stage in EXTRAS:
+        return 1, 0, 0
+    return 0, unit.spec.get("seed", -1), STAGES.index(unit.stage)
 
 
 def simulators(task: Task) -> dict[str, str]:

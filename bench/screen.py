@@ -99,6 +99,8 @@ def _plain(board: Board):  # type: ignore[no-untyped-def]
     for cell in board.plan.cells:
         for unit in cell.units:
             owners.setdefault((unit.stage, unit.key), cell.name)
+    for unit in board.plan.videos:
+        owners[unit.stage, unit.key] = owners[unit.waits[0]]
 
     def changed(key: Key, status: Status) -> None:
         now = time.monotonic()

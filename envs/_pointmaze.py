@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.seeding import fence
+from bench.video import TopView
 
 Cell = tuple[int, int]  # (row, column)
 Pair = tuple[Cell, Cell]  # (start, goal)
@@ -167,3 +168,13 @@ class Point:
         """Restore what `get_state` gave."""
         self._mujoco.mj_setState(self._model, self._data, np.asarray(state, np.float64), self._part)
         self.x, self.y = self._qpos.tolist()
+
+    def top_view(self, goal: tuple[float, float], radius: float) -> TopView:
+        """The maze and a goal (x, y)."""
+        corner, walls = -OFFSET - UNIT / 2, self._walls
+        boxes = [
+            (corner + j * UNIT, corner + i * UNIT, UNIT, UNIT)
+            for i, row in enumerate(walls) for j, wall in enumerate(row) if wall
+        ]  # fmt: skip
+        area = (corner, corner, len(walls[0]) * UNIT, len(walls) * UNIT)
+        return TopView("position", area, tuple(boxes), goal, radius)

@@ -6,13 +6,14 @@ The state of either can be given to the other. Importing this imports no simulat
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import threading
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any, Protocol
 
@@ -21,11 +22,20 @@ import numpy.typing as npt
 
 from bench.seeding import fence
 from bench.types import STEPPING, State
+from envs._camera import Camera, View
 
 Array = npt.NDArray[Any]
 Watch = Callable[[Any], tuple[Array, float]]  # MjData → a view (1,) of it, and the limit that means success if exceeded
 
 CONTROL_HZ = 20.0
+# The shapes that collide (group 0) and the floor (1): what is seen in robosuite has 182,000 faces, and a picture of it
+# takes 50 ms instead of 6.
+VIEW = View(centre=(-0.1, 0.0, 1.0), distance=1.5, azimuth=150.0, elevation=-28.0, groups=(0, 1))
+# robosuite's colours of these shapes → those of pictures: table, arm, gripper, objects.
+COLOURS = {
+    (0.5, 0.5, 0.0): (0.80, 0.74, 0.64), (0.0, 0.5, 0.0): (0.85, 0.87, 0.90), (0.0, 0.0, 0.5): (0.30, 0.33, 0.38),
+    (0.5, 0.0, 0.0): (0.85, 0.20, 0.15),
+}  # fmt: skip
 
 
 @cache
@@ -121,6 +131,15 @@ class Simulator:
         model = reduced_model(self.simulation)
         set_places(model, self.usual)
         return model
+
+    def camera(self) -> Camera:
+        """Makes pictures of the arms of this name. Raises RuntimeError where nothing can be drawn."""
+        covered = self.uncovered is None
+        model = copy.copy(self.reduced if covered else self.model)
+        for colour in model.geom_rgba:
+            if (plain := COLOURS.get(tuple(colour[:3].tolist()))) is not None:
+                colour[:3] = plain
+        return Camera(model, VIEW if covered else replace(VIEW, groups=(0,)))
 
     def reset(self, rng: np.random.Generator, place: Callable[[], None]) -> None:
         """robosuite's reset with objects where `place` puts them. The owner puts its state aside before."""

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from bench.seeding import pack_generator, unpack_generator
 from bench.types import Demos, State, Steps, Task
+from bench.video import TopView
 from envs._pointmaze import (
     DIRECTIONS,
     OFFSET,
@@ -44,7 +45,6 @@ from envs._pointmaze import (
 )
 
 requires = ("ogbench", "mujoco", "dm_control")
-
 
 RADIUS = 1.0  # distance to the goal that counts as success
 
@@ -254,6 +254,9 @@ class PointMazeEnv(gymnasium.Env[dict[str, Any], Any]):
         self._steps = int(state["steps"][0])
         self._rng = unpack_generator(state["generator"])
         return self._observation()
+
+    def top_view(self) -> TopView:
+        return self._point.top_view(self._goal, RADIUS)
 
 
 def make(task: Task, seed: int, stepping: str = "strict") -> PointMazeEnv:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import gymnasium
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from bench.seeding import pack_generator, unpack_generator
 from bench.types import Demos, FloatArray, State, Steps, Task
+from bench.video import Picture, TopView
 from envs._robosuite_arm import CONTROL_HZ, make_arm, simulator
 from envs._robosuite_speeds import speeds as speeds
 
@@ -178,6 +180,20 @@ class ArmEnv(gymnasium.Env[dict[str, Any], Any]):
         }
         boxes = {**ROBOT_SPACES, **self.object_spaces}
         return {k: np.minimum(np.maximum(values[k], b.low), b.high).astype(np.float32) for k, b in boxes.items()}
+
+    @cached_property
+    def _camera(self) -> Any:
+        return simulator(self.name).camera()
+
+    def render(self) -> Picture:  # type: ignore[override]
+        """The arm and the table, in plain shapes. Raises RuntimeError where nothing can be drawn."""
+        picture: Picture = self._arm.ask(lambda: self._camera.picture(self._data))
+        return picture
+
+    def top_view(self) -> TopView:
+        """The middle of the table with the ways of the gripper and of the objects."""
+        places = tuple(key for key in self.object_spaces if key.endswith("_pos"))
+        return TopView("eef_pos", (-0.3, -0.3, 0.6, 0.6), objects=places, unit="m")
 
     def get_state(self) -> State:
         return {

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from bench.seeding import pack_generator, unpack_generator
 from bench.types import Demos, State, Task
+from bench.video import TopView
 
 HORIZON = 40  # control steps
 SPEED = 0.1  # distance per control step of a full action
@@ -119,6 +120,11 @@ class ReachEnv(gymnasium.Env[dict[str, Any], Any]):
         self._steps = int(state["steps"][0])
         self._rng = unpack_generator(state["generator"])
         return self._observation()
+
+    def top_view(self) -> TopView:
+        """The square with a margin, and the goal."""
+        (x, y), low, wide = self._goal, -1.0 - RADIUS, 2.0 + 2 * RADIUS
+        return TopView("position", (low, low, wide, wide), goal=(float(x), float(y)), radius=RADIUS)
 
 
 def make(task: Task, seed: int, stepping: str = "strict") -> ReachEnv:

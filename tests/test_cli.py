@@ -293,7 +293,7 @@ def test_two_runs_share_the_work(tmp_path: Path) -> None:
     outputs = [p.communicate(timeout=120) for p in both]
     assert [p.returncode for p in both] == [0, 0], outputs
     folders = [p.name for p in tmp_path.glob("stages/*/*") if p.is_dir()]
-    assert len(folders) == len(set(folders)) == 8
+    assert len(folders) == len(set(folders)) == 10
     assert not list(tmp_path.rglob("failed.json")) and not list(tmp_path.rglob("checkpoint"))
 
 

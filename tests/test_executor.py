@@ -74,7 +74,7 @@ def test_worker_killed_before_its_stage_begins(
     assert len(failed(err)) == 1 and "worker process died (exit -9)" in err and "demos" in err
     assert "Traceback" not in err
     states = [Store(tmp_path).entry(*key).status() for key in plan().units]
-    assert states.count("done") == 6 and states.count("failed") == 1, out
+    assert states.count("done") == 7 and states.count("failed") == 1, out
     assert run() == 0
     assert {Store(tmp_path).entry(*key).status() for key in plan().units} == {"done"}
 
@@ -89,7 +89,7 @@ def test_worker_killed_during_its_stage(
     entry = Store(tmp_path).entry(*killed[0])
     assert entry.status() == "failed" and "worker process died" in entry.failure()
     states = [Store(tmp_path).entry(*key).status() for key in plan().units]
-    assert states.count("done") == 9
+    assert states.count("done") == 10
     assert run() == 0
     assert {Store(tmp_path).entry(*key).status() for key in plan().units} == {"done"}
 

@@ -11,7 +11,7 @@ import resource
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ class Cell:
         self.starts: dict[str, list[State]] = starts.load(store.entry("starts", spec["inputs"]["starts"]))
         module = registry.method(spec["method"])
         method_config = cfg.from_dict(module.Config, spec["config"], spec["method"])
-        self.agent: Agent = module.agent(method_config, self.policy.dims)
+        dims = replace(self.policy.dims, execute=spec["execute"])
+        self.agent: Agent = module.agent(method_config, dims)
         self.config = rl.with_options(cfg.from_dict(rl.RLConfig, spec["rl"], "rl"), self.agent.options)
         self.evaluation = cfg.from_dict(EvaluationConfig, spec["evaluation"], "evaluation")
         self.steered = SteeredEnvs(
@@ -270,6 +271,7 @@ class Cell:
         self.entry.finish(self.spec, {
             "pretrain_seconds": self.pretraining["seconds"], "wall_seconds": self.counters.wall_seconds,
             "selected_sigma": self.coverage["selected_sigma"], "peak_memory_mb": peak_memory_mb(),
+            "training_success": self.progress.success,  # with the agent, what repeats the last evaluation
         })  # fmt: skip
 
     def sigma_rows(self) -> list[dict[str, Any]]:
