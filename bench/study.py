@@ -23,11 +23,12 @@ from bench.screen import screen as plan_screen
 from bench.store import Store, write_json
 from bench.study_book import Book, check_storage
 from bench.study_report import Findings, Gap, Move, Setting, gap, runs_of
-from bench.study_space import Values, check_words, combinations, grid, grid_space, label, select
+from bench.study_space import Values, check_words, combinations, grid, grid_space, label, select, show
 from bench.study_spec import TUNING_SEEDS, Spec, base_of, setting_of, write_toml
 from bench.study_trials import Trials, View, screen
 from bench.types import InputError
 
+SEEDS = 3  # tuning seeds of a trial, if neither the command nor the file gives any
 FEW_INSTANCES = 5  # from here on the signed-rank test can stop a trial before its last instance
 
 
@@ -47,6 +48,7 @@ def command(args: argparse.Namespace, request: Request) -> int:
 
 def specs_of(args: argparse.Namespace, request: Request) -> list[Spec]:
     """One study per method that has something to vary. Raises InputError for whatever does not fit."""
+    request = _with_seeds(args, request)
     _check_numbers(args, request)
     check_storage(args.storage)
     words = check_words(args.space) if args.space is not None else ()
@@ -62,6 +64,14 @@ def specs_of(args: argparse.Namespace, request: Request) -> list[Spec]:
     if without:
         print(f"not studied, having no field in {what}: {', '.join(without)}")
     return specs
+
+
+def _with_seeds(args: argparse.Namespace, request: Request) -> Request:
+    """The request with a study's own number of seeds instead of the profile's, if the user gave none."""
+    file = cfg.read_toml(args.config) if args.config else {}
+    if args.seeds is not None or file.get("run", {}).get("seeds") is not None:
+        return request
+    return dataclasses.replace(request, seeds=tuple(range(SEEDS)))
 
 
 def _check_numbers(args: argparse.Namespace, request: Request) -> None:
@@ -89,7 +99,9 @@ def _spec(args: argparse.Namespace, request: Request, words: tuple[str, ...]) ->
         settings = tuple(combinations(space, base))
         for p in space:
             if not any(p.key in values for values in settings):
-                raise InputError(f"--grid {p.key}: not used with {', '.join(f'{k} = {base[k]}' for k, _ in p.when)}")
+                raise InputError(
+                    f"--grid {p.key}: not used with {', '.join(f'{k} = {show(base[k])}' for k, _ in p.when)}"
+                )
     if not space:
         return None
     spec = Spec(
@@ -98,8 +110,8 @@ def _spec(args: argparse.Namespace, request: Request, words: tuple[str, ...]) ->
     )  # fmt: skip
     tried: tuple[Values, ...] = settings or ({},)
     for values in tried:
-        for instance in spec.instances[: len(request.tasks)]:
-            spec.cell(values, instance)  # refuses values that do not fit
+        if reason := spec.refusal(values):
+            raise InputError(reason)
     return dataclasses.replace(spec, name=_name(args, spec, words))
 
 
@@ -123,17 +135,21 @@ def run_study(spec: Spec, store: Store, args: argparse.Namespace) -> tuple[int, 
     except InputError:
         _remove_empty(folder)
         raise
-    _announce(spec, folder)
+    _forget(folder)
+    _announce(spec, folder, args.storage)
     with _tracking(args, store, book):
         view = View(spec.name)
         with screen(view):
             Trials(store, book, args.jobs, view).run()
         print(view.summary)
         found, failures = retest(spec, store, book, args.jobs)
-        arguments = ["python", "-m", "bench", *sys.argv[1:]]
-        page = study_report.write(spec, store, book, folder, found, arguments)
+        page = study_report.write(spec, store, book, folder, found, _command())
         _show(spec, folder, found, page)
     return (1 if failures or found.best is None else 0), found
+
+
+def _command() -> list[str]:
+    return ["python", "-m", "bench", *sys.argv[1:]]
 
 
 def _remove_empty(folder: Path) -> None:
@@ -145,8 +161,18 @@ def _remove_empty(folder: Path) -> None:
             folder.parent.rmdir()
 
 
-def _announce(spec: Spec, folder: Path) -> None:
-    write_json(folder / "study.json", {"name": spec.name, **spec.identity(), "trials": spec.trials})
+def _forget(folder: Path) -> None:
+    """Remove what was found when the study had fewer trials; it is made again at the end."""
+    for path in folder.iterdir():
+        if path.name in ("results.json", "best.toml") or path.suffix in (".md", ".html", ".png", ".svg"):
+            path.unlink(missing_ok=True)
+
+
+def _announce(spec: Spec, folder: Path, storage: str | None) -> None:
+    """What is studied, on the screen and in a file, which also says where the trials are and how to go on."""
+    place = storage if storage is None or "://" in storage else str(Path(storage).resolve())
+    record = {"name": spec.name, **spec.identity(), "trials": spec.trials, "storage": place, "command": _command()}
+    write_json(folder / "study.json", record)
     count = len(spec.instances)
     print(f"study {spec.name}: {spec.trials} trials of {count} instances, in {folder}")
     for p in spec.space:
@@ -168,13 +194,25 @@ def retest(spec: Spec, store: Store, book: Book, jobs: int) -> tuple[Findings, i
     wanted = study_report.candidates(spec, book)
     if not book_has_values(wanted):
         return Findings((), ()), 0
-    moves = study_report.neighbours(spec, wanted[0][1])
+    moves = taken(spec, study_report.neighbours(spec, wanted[0][1]))
     moves = moves if affordable(spec, len(moves)) else []
     print(f"re-test of {len(wanted)} settings and {len(moves)} neighbours of the best, {len(spec.fresh)} runs each")
     failures = run_cells(spec, store, [v for _, v, _ in wanted] + [m.values for m in moves], jobs)
     settings = tuple(Setting(name, values, study, runs_of(spec, store, values)) for name, values, study in wanted)
     lost: list[tuple[Move, Gap]] = [(m, gap(settings[0].runs, runs_of(spec, store, m.values), spec)) for m in moves]
     return Findings(settings, tuple(lost)), failures
+
+
+def taken(spec: Spec, moves: list[Move]) -> list[Move]:
+    """The moves that the configuration takes; one line for each of the others."""
+    found = []
+    for move in moves:
+        reason = spec.refusal(move.values)
+        if reason:
+            print(f"not valid, left out: {move.parameter.key}={show(move.after)}: {reason}")
+        else:
+            found.append(move)
+    return found
 
 
 def book_has_values(wanted: list[tuple[str, Any, float]]) -> bool:

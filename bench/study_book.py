@@ -1,8 +1,9 @@
 """A study's book: its storage, whose trial is whose, what is still to do. Several processes may write in one book.
 
 Optuna's file lock outlives a killed process; ours, as everywhere in the harness, dies with it. A trial says which
-process has it (host, process id, time of its start), so that one whose process is gone is failed and tried again. RDB
-storages have heartbeats too, for trials of other machines.
+process has it (machine, process id, time of its start), so that one whose process is gone is failed and tried again.
+Whether a process of another machine still lives is told by its heartbeat in the storage. Optuna's own heartbeats know
+databases only, and no trial whose process was killed before the first one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,12 @@ from bench.study_space import Values, default, params_of, suggest, values_of
 from bench.study_spec import Spec, compare
 from bench.types import InputError
 
-HEARTBEAT_SECONDS = 30
-GRACE_SECONDS = 180  # without a heartbeat, a trial in an RDB storage counts as dead
-UNCLAIMED_SECONDS = 60.0  # a running trial that nobody has put a name to for so long counts as dead
+HEARTBEAT_SECONDS = 30.0
+GRACE_SECONDS = 180.0  # a process whose heartbeat was not seen to change for so long counts as dead
+UNCLAIMED_SECONDS = 10.0  # and so does that of a trial which was seen for so long without an owner
 ATTEMPTS = 3  # of a trial whose process died; after that it counts as failed
 LOCK_SECONDS = 60.0
 RAN = (TrialState.COMPLETE, TrialState.PRUNED)
-ACTIVE = (*RAN, TrialState.RUNNING)
 
 
 class DyingLock:
@@ -91,17 +91,32 @@ class NumberedSampler(BaseSampler):
 
 def owner() -> dict[str, Any]:
     """What tells this process from every other."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    return {"host": machine(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
-def gone(attrs: dict[str, Any]) -> bool:
-    """Whether the process of a trial ran on this machine and does no more."""
-    if attrs.get("host") != socket.gethostname():
+def machine() -> str:
+    """What process ids belong to: the host, and within it the container."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # only Linux has such
+        return socket.gethostname()
+
+
+def gone(mark: Mapping[str, Any]) -> bool:
+    """Whether the process with this owner's mark ran on this machine and does no more."""
+    if mark["host"] != machine():
         return False
     try:
-        return bool(abs(psutil.Process(int(attrs["pid"])).create_time() - float(attrs["started"])) > 1.0)
+        process = psutil.Process(int(mark["pid"]))
+        ended = process.status() == psutil.STATUS_ZOMBIE  # killed, and its parent has not asked for it yet
+        return ended or bool(abs(process.create_time() - float(mark["started"])) > 1.0)
     except psutil.NoSuchProcess:
         return True
+
+
+def pulse(mark: Mapping[str, Any]) -> str:
+    """Name of the study's attribute that holds the latest heartbeat of an owner."""
+    return f"beat {mark['host']} {mark['pid']} {mark['started']}"
 
 
 def check_storage(text: str | None) -> None:
@@ -111,14 +126,14 @@ def check_storage(text: str | None) -> None:
         raise InputError(f"--storage {text!r}: give a database URL (sqlite:///file.db) or a journal file (file.log)")
 
 
-def open_storage(text: str | None, folder: Path, lost: Callable[[Study, FrozenTrial], None]) -> Any:
-    """The journal in the study's folder, another journal file, or a database by its URL; `lost` takes stale trials.
+def open_storage(text: str | None, folder: Path) -> Any:
+    """The journal in the study's folder, another journal file, or a database by its URL.
 
     Raises InputError for a storage that cannot be opened.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if text is not None and "://" in text:
-        return _database(text, lost)
+        return _database(text)
     path = folder / "journal.log" if text is None else Path(text)
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -147,15 +162,12 @@ def mend(path: Path, lock: DyingLock) -> None:
         lock.release()
 
 
-def _database(url: str, lost: Callable[[Study, FrozenTrial], None]) -> Any:
+def _database(url: str) -> Any:
     logging.getLogger("alembic").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return optuna.storages.RDBStorage(
-                url, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=lost,
-            )  # fmt: skip
+            return optuna.storages.RDBStorage(url)
     except Exception as error:  # SQLAlchemy's, or that of whatever driver the URL names
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"--storage {url}: cannot open ({reason})") from None
@@ -168,12 +180,12 @@ class Book:
         self.spec, self.folder = spec, folder
         beside = Path(storage) if storage is not None and "://" not in storage else None
         self.lock_file = beside.with_name(f".{spec.name}.lock") if beside else folder / ".lock"
-        self.beaten = 0.0  # time of the latest heartbeat
+        self.owner = owner()
+        self.beaten = -HEARTBEAT_SECONDS  # time of this process's latest heartbeat
+        self.seen: dict[int, tuple[Any, float]] = {}  # running trial → its owner's latest heartbeat, since when
         with self._lock():
-            store = open_storage(storage, folder, self._lost)
-            self.storage = store
             try:
-                self.study = self._open(store)
+                self.study = self._open(open_storage(storage, folder))
             except (ValueError, KeyError) as error:
                 raise InputError(f"--storage {storage or folder}: not readable ({error})") from None
 
@@ -199,6 +211,8 @@ class Book:
         first = default(self.spec.space, self.spec.base)
         for values in self.spec.grid or (() if first is None else (first,)):
             study.enqueue_trial(params_of(values, self.spec.space), skip_if_exists=True)
+        if first is None and not self.spec.grid:  # no point of the space: a trial without parameters
+            study.enqueue_trial({}, user_attrs={"default": True}, skip_if_exists=True)
         study.set_user_attr("begun", time.time())
         study.set_user_attr("identity", self.spec.identity())
         return study
@@ -215,14 +229,19 @@ class Book:
         """Every trial so far."""
         return self.study.get_trials(deepcopy=False)
 
+    def _stored(self, number: int) -> FrozenTrial:
+        return next(t for t in self.trials() if t.number == number)
+
     def next(self) -> tuple[Trial, Values] | None:
         """A new trial of this process with its setting, or None if as many as wanted were begun."""
+        self.beat()
         with self._lock():
             self._reclaim()
             while spent(self.trials()) < self.spec.trials:
                 trial = self.study.ask()
-                for name, value in owner().items():
-                    trial.set_user_attr(name, value)
+                trial.set_user_attr("owner", self.owner)  # at once: a half-written one would be nobody's
+                if "default" in trial.user_attrs:
+                    return trial, {}
                 values = suggest(trial, self.spec.space, self.spec.base)
                 if not self._repeated(trial, values):
                     return trial, values
@@ -234,8 +253,7 @@ class Book:
         Optuna takes no notice of failed trials, so that one is what it becomes.
         """
         trials = self.trials()
-        same = [t.number for t in trials if t.state in ACTIVE and t.number != trial.number
-                and values_of(t.params) == values]  # fmt: skip
+        same = [t.number for t in counted(trials) if t.number != trial.number and values_of(t.params) == values]
         if not same or sum("repeats" in t.user_attrs for t in trials) >= self.spec.trials:
             return False
         trial.set_user_attr("repeats", same[0])
@@ -248,52 +266,83 @@ class Book:
         running = sum(t.state == TrialState.RUNNING for t in trials)
         return running + max(0, self.spec.trials - spent(trials))
 
-    def _reclaim(self) -> None:
-        """Fail the trials whose process is gone, and queue their settings again."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            optuna.storages.fail_stale_trials(self.study)
+    def elsewhere(self) -> list[str]:
+        """The trials that other processes have, each with its process."""
+        found = []
         for trial in self.trials():
-            if trial.state == TrialState.RUNNING and (_unclaimed(trial) or gone(trial.user_attrs)):
+            mark = trial.user_attrs.get("owner")
+            if trial.state == TrialState.RUNNING and mark != self.owner:
+                who = f"process {mark['pid']} on {mark['host'].split()[0]}" if mark else "a process without a name"
+                found.append(f"trial {trial.number} of {who}")
+        return found
+
+    def _reclaim(self) -> None:
+        """Fail the trials whose process is dead, and queue their settings again."""
+        beats = self.study.user_attrs
+        for trial in self.trials():
+            if trial.state == TrialState.RUNNING and self._dead(trial, beats):
                 self._retry(trial, trial.user_attrs.get("attempt", 1) + 1)
+
+    def _dead(self, trial: FrozenTrial, beats: Mapping[str, Any]) -> bool:
+        """Whether a running trial's process is gone, or gave no sign of life while this one was looking.
+
+        How old a heartbeat is by the clock says nothing: machines' clocks differ.
+        """
+        mark = trial.user_attrs.get("owner")
+        if mark == self.owner:
+            return False
+        beat, now = beats.get(pulse(mark)) if mark else None, time.monotonic()
+        if trial.number not in self.seen or self.seen[trial.number][0] != beat:
+            self.seen[trial.number] = beat, now
+        silent = now - self.seen[trial.number][1]
+        return (gone(mark) or silent > GRACE_SECONDS) if mark else silent > UNCLAIMED_SECONDS
+
+    def revive(self) -> None:
+        """Queue the failed trials again that need not fail again, as whoever repeats the command may have mended why.
+
+        Not while other processes are at work: this one has then come to help.
+        """
+        with self._lock():
+            self._reclaim()
+            trials = self.trials()
+            if any(t.state == TrialState.RUNNING for t in trials):
+                return
+            for trial in counted(trials):
+                if trial.state == TrialState.FAIL and "final" not in trial.user_attrs:
+                    self._queue(trial, 1)
 
     def abandon(self, trial: Trial) -> None:
         """Give back a trial that was interrupted: another process, or this command again, goes on with it."""
         with self._lock():
-            frozen = next(t for t in self.trials() if t.number == trial.number)
+            frozen = self._stored(trial.number)
             if frozen.state == TrialState.RUNNING:
                 self._retry(frozen, frozen.user_attrs.get("attempt", 1))
 
     def _retry(self, trial: FrozenTrial, attempt: int) -> None:
-        self._queue(trial, attempt)
+        if attempt <= ATTEMPTS:
+            self._queue(trial, attempt)
         self.tell(trial.number, state=TrialState.FAIL)
 
-    def tell(self, number: int, **outcome: Any) -> None:
-        """Finish a trial, unless another process has taken it for dead and done so."""
-        with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            self.study.tell(number, **outcome)
+    def tell(self, number: int, **outcome: Any) -> bool:
+        """Finish a trial; False if another process has taken it for dead and done so."""
+        if self._stored(number).state.is_finished():
+            return False
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # in this very moment
+            self.study.tell(number, skip_if_finished=True, **outcome)
+        return True
 
     def _queue(self, trial: FrozenTrial, attempt: int) -> None:
-        if attempt <= ATTEMPTS and trial.number not in retried(self.trials()):
-            params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-            self.study.enqueue_trial(params, user_attrs={"retry_of": trial.number, "attempt": attempt})
+        if trial.number in retried(self.trials()):
+            return
+        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        kept = {"default": True} if "default" in trial.user_attrs else {}
+        self.study.enqueue_trial(params, user_attrs={**kept, "retry_of": trial.number, "attempt": attempt})
 
-    def _lost(self, study: Study, trial: FrozenTrial) -> None:
-        """Optuna has failed a trial whose heartbeat stopped."""
-        self._queue(trial, trial.user_attrs.get("attempt", 1) + 1)
-
-    def beat(self, trials: Sequence[Trial]) -> None:
-        """Heartbeats of this process's trials, where the storage takes them."""
-        if hasattr(self.storage, "record_heartbeat") and time.monotonic() - self.beaten > HEARTBEAT_SECONDS / 2:
+    def beat(self) -> None:
+        """A sign of life of this process, for those on other machines."""
+        if time.monotonic() - self.beaten >= HEARTBEAT_SECONDS:
             self.beaten = time.monotonic()
-            for trial in trials:
-                self.storage.record_heartbeat(trial._trial_id)
-
-
-def _unclaimed(trial: FrozenTrial) -> bool:
-    """Begun a while ago by a process that was killed before it put its name down."""
-    begun = trial.datetime_start
-    return "pid" not in trial.user_attrs and begun is not None and time.time() - begun.timestamp() > UNCLAIMED_SECONDS
+            self.study.set_user_attr(pulse(self.owner), time.time())
 
 
 def retried(trials: Sequence[FrozenTrial]) -> set[int]:

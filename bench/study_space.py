@@ -27,8 +27,15 @@ from bench.types import InputError
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-Values = dict[str, Any]  # dotted key → value, as `Request.command` takes it
+Values = dict[str, Any]  # dotted key → value, as `Request.command` takes it; what is left out is the task's own
 AUTO = ":auto"
+
+
+@dataclass(frozen=True)
+class PerTask:
+    """The default of a field that is not the same on every task of the study."""
+
+    values: tuple[Any, ...]  # one per task
 
 
 @dataclass(frozen=True)
@@ -56,17 +63,26 @@ class Parameter:
 
     def counts(self, values: Mapping[str, Any]) -> bool:
         """Whether the parameter changes anything beside these values."""
-        return all(values.get(key) in allowed for key, allowed in self.when)
+        return all(_any_in(values.get(key), allowed) for key, allowed in self.when)
 
     def holds(self, value: Any) -> bool:
         """Whether the value is one that the search could take."""
+        if isinstance(value, PerTask):
+            return False
         if self.kind == "choice":
             return any(value is c or (type(value) is type(c) and value == c) for c in self.choices)
         return self.auto if value is None else self.low <= value <= self.high
 
 
+def _any_in(value: Any, allowed: Sequence[Any]) -> bool:
+    """Whether a field has an allowed value, on some task at least."""
+    return any(v in allowed for v in (value.values if isinstance(value, PerTask) else (value,)))
+
+
 def show(value: Any) -> str:
-    """A value as `--set` takes it."""
+    """A value as `--set` takes it; of a default that differs by task all values."""
+    if isinstance(value, PerTask):
+        return " / ".join(show(v) or "all" for v in value.values) + " by task"
     if value is None:
         return "auto"
     if isinstance(value, bool):
@@ -83,6 +99,8 @@ def label(values: Mapping[str, Any]) -> str:
 
 def plain(value: Any) -> Any:
     """A configuration value as a parameter value: lists become text."""
+    if isinstance(value, PerTask):
+        return PerTask(tuple(map(plain, value.values)))
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
@@ -181,7 +199,7 @@ def select(words: Iterable[str], method: str, tasks: Sequence[str], base: Mappin
                 found[key] = parameter
     for key, parameter in list(found.items()):
         fixed = {k: plain(base[k]) for k, _ in parameter.when if k not in found}
-        if all(fixed[k] in allowed for k, allowed in parameter.when if k in fixed):
+        if all(_any_in(fixed[k], allowed) for k, allowed in parameter.when if k in fixed):
             continue
         if any(_named(word, key) for word in words):
             needed = ", ".join(f"{k} = {show(fixed[k])}" for k in fixed)
@@ -233,14 +251,14 @@ def params_of(values: Mapping[str, Any], space: Sequence[Parameter]) -> dict[str
 
 
 def default(space: Sequence[Parameter], base: Mapping[str, Any]) -> Values | None:
-    """The setting the study starts from, or None if the search could not take it."""
+    """The setting the study starts from, or None if the search could not take it, or not on every task."""
     chosen: Values = {}
     for p in space:
         if p.counts(_plain(base) | chosen):
             value = plain(base[p.key])
-            chosen[p.key] = float(value) if p.kind == "float" and value is not None else value
-            if not p.holds(chosen[p.key]):
+            if not p.holds(value):
                 return None
+            chosen[p.key] = float(value) if p.kind == "float" and value is not None else value
     return chosen
 
 
@@ -328,11 +346,15 @@ def _round(p: Parameter, value: float) -> Any:
 
 
 def settle(values: Mapping[str, Any], space: Sequence[Parameter], base: Mapping[str, Any]) -> Values:
-    """A setting whose parameters were changed by hand: those that now count take their default, others fall away."""
+    """A setting whose parameters were changed by hand: those that now count take their default, others fall away.
+
+    A default that differs by task is left to the tasks.
+    """
     chosen: Values = {}
     for p in space:
         if p.counts(_plain(base) | chosen):
-            chosen[p.key] = values[p.key] if p.key in values else plain(base[p.key])
+            value = values[p.key] if p.key in values else plain(base[p.key])
+            chosen |= {} if isinstance(value, PerTask) else {p.key: value}
     return chosen
 
 

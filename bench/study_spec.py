@@ -11,15 +11,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from bench import config as cfg
-from bench import registry, stats
+from bench import registry, stats, summary
 from bench.plan import STAGE_VERSIONS, Cell, Plan, Request, make_plan, settings_of
 from bench.store import LIBRARIES, Entry, Store, versions
-from bench.study_space import Parameter, Values, plain, show
+from bench.study_space import Parameter, PerTask, Values, plain, show
 from bench.types import InputError
 
 TUNING_SEEDS = 1_000_000
@@ -35,7 +35,7 @@ class Spec:
     name: str
     request: Request
     space: tuple[Parameter, ...]
-    base: Mapping[str, Any]  # dotted key → value of every field without the study
+    base: Mapping[str, Any]  # dotted key → value of every field without the study, `PerTask` where tasks differ
     trials: int
     seed: int = 0  # of the sampler
     grid: tuple[Values, ...] = ()  # all settings of a grid, or none: then the sampler chooses
@@ -68,6 +68,15 @@ class Spec:
     def retest_cell(self, values: Values, instance: Instance) -> Cell:
         """The cell of a re-test, as `run` would make it."""
         return self._plan(values, *instance)
+
+    def refusal(self, values: Values) -> str:
+        """Why a task's or the method's configuration does not take a setting, or nothing."""
+        try:
+            for task in self.request.tasks:
+                self.retest_cell(values, (task, RETEST_SEEDS))
+        except (InputError, ValueError) as error:
+            return str(error)
+        return ""
 
     def _plan(self, values: Values, task: str, seed: int) -> Cell:
         command = {**self.request.command, **values}
@@ -105,9 +114,13 @@ def compare(wanted: Mapping[str, str], stored: Mapping[str, str], name: str) -> 
 
 
 def base_of(request: Request) -> dict[str, Any]:
-    """Dotted key → value of every field of the request's one method, on its first task."""
-    cell = make_plan(replace(request, tasks=request.tasks[:1], seeds=request.seeds[:1])).cells[0]
-    return cast(dict[str, Any], cell.record()["config"])
+    """Dotted key → value of every field of the request's one method: the common one of its tasks, or one per task."""
+    cells = make_plan(replace(request, seeds=request.seeds[:1])).cells
+    own = [cell.record()["config"] for cell in cells]
+    return {
+        key: first if all(config[key] == first for config in own) else PerTask(tuple(config[key] for config in own))
+        for key, first in own[0].items()
+    }
 
 
 def curve_area(points: Sequence[Mapping[str, Any]], name: str, end: float) -> float:
@@ -115,13 +128,12 @@ def curve_area(points: Sequence[Mapping[str, Any]], name: str, end: float) -> fl
 
     A fixed range makes settings comparable whose episodes end early and which thus use fewer control steps.
     """
-    kept: dict[float, float] = {}
-    for point in points:  # two points may fall due in one round: the later is the more trained
-        value = point.get(name)
-        kept[float(point["control_steps"])] = math.nan if value is None else float(value)
-    if not kept or not all(map(math.isfinite, kept.values())):
+    steps = np.array([float(point["control_steps"]) for point in points])
+    rates = np.array([math.nan if point.get(name) is None else float(point[name]) for point in points])
+    kept = summary.latest(steps)
+    x, y = steps[kept], rates[kept]
+    if not len(x) or not np.isfinite(y).all():
         return math.nan
-    x, y = np.array(list(kept)), np.array(list(kept.values()))
     if x[-1] < end:
         x, y = np.append(x, end), np.append(y, y[-1])
     return float(stats.area(x, y, end))
@@ -170,5 +182,5 @@ def _toml(value: Any) -> str:
 
 
 def setting_of(values: Values, base: Mapping[str, Any]) -> bool:
-    """Whether a setting is the default."""
+    """Whether a setting is the default, on every task."""
     return all(plain(base[k]) == v for k, v in values.items())

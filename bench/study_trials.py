@@ -21,12 +21,13 @@ from bench.executor import Board, Executor, Key, Status
 from bench.plan import Cell, Plan
 from bench.screen import PLAIN_SECONDS, duration
 from bench.store import Store
-from bench.study_book import Book, counted, pretrainings, ranked
+from bench.study_book import GRACE_SECONDS, Book, counted, pretrainings, ranked
 from bench.study_space import Values, label
 from bench.study_spec import SELECTION, entry_of, key_of, measure
 from bench.types import InputError, Stopped
 
 LOOK_SECONDS = 1.0  # between two looks into the book for something to do
+TAKEN = "was taken for dead by another process, which tries its setting again"
 
 
 @dataclass
@@ -60,10 +61,11 @@ class Trials(Executor):
         super().__init__(store, plan, jobs, Board(plan, changed=self._changed))
         self.running: list[Running] = view.running
         self.begun, self.looked, self.measured = time.monotonic(), -LOOK_SECONDS, 0
-        self.waiting = False
+        self.waiting: list[str] = []  # trials of other processes, as said last
 
     def run(self) -> None:
         """Until as many trials as wanted are finished, here and elsewhere. Raises Stopped if it was interrupted."""
+        self.book.revive()
         self.summarise()
         if not self.book.open_trials():
             return
@@ -77,6 +79,7 @@ class Trials(Executor):
                 self._close()
                 for running in self.running:
                     self.book.abandon(running.trial)
+        self.summarise()
         if self.stopping:
             raise Stopped
 
@@ -84,16 +87,18 @@ class Trials(Executor):
         """Whether other processes still have trials; one that dies leaves its own to this process."""
         if self.stopping or not self.book.open_trials():
             return False
-        if not self.waiting:
-            self.waiting = True
-            self.view.say("the last trials are with another process; waiting for them")
+        found = self.book.elsewhere()
+        if set(found) - set(self.waiting):
+            rule = f"without a sign of life for {duration(GRACE_SECONDS)} it counts as dead"
+            self.view.say(f"waiting for {', '.join(found)}; {rule}")
+        self.waiting = found
         time.sleep(0.2)
         return True
 
     def _look(self) -> None:
         """Before work is handed out: see what became of the trials, and begin new ones."""
         super()._look()
-        self.book.beat([r.trial for r in self.running])
+        self.book.beat()
         for running in list(self.running):
             self._advance(running)
         while not self.stopping and len(self.running) < self.jobs and time.monotonic() > self.looked + LOOK_SECONDS:
@@ -115,13 +120,17 @@ class Trials(Executor):
         """Put the stages of the trial's next cell up for work."""
         try:
             cell = self.spec.cell(running.values, self.spec.instances[running.step])
-        except InputError as error:
-            self._fail(running, str(error))
+        except (InputError, ValueError) as error:  # the configuration does not take it
+            self._fail(running, str(error), final=True)
             return
         running.cell = cell
         keys = {"finetune": key_of(cell, "finetune"), "pretrain": key_of(cell, "pretrain")}
-        with suppress(UpdateFinishedTrialError):
+        try:
             running.trial.set_user_attr(f"instance {running.step}", keys)
+        except UpdateFinishedTrialError:
+            self.running.remove(running)
+            self.view.say(f"trial {running.trial.number} {TAKEN}")
+            return
         for unit in cell.units:
             key = (unit.stage, unit.key)
             if key not in self.units:
@@ -154,7 +163,7 @@ class Trials(Executor):
     def _measured(self, running: Running, score: float) -> None:
         """One more instance of a trial has its value: on to the next, or to the trial's end."""
         if not math.isfinite(score):
-            self._fail(running, f"no success curve on the selection states (instance {running.step})")
+            self._fail(running, f"no success curve on the selection states (instance {running.step})", final=True)
             return
         with suppress(UpdateFinishedTrialError):
             running.trial.report(score, running.step)
@@ -170,16 +179,19 @@ class Trials(Executor):
         else:
             self._instance(running)
 
-    def _fail(self, running: Running, reason: str) -> None:
+    def _fail(self, running: Running, reason: str, final: bool = False) -> None:
+        """`final`: it would fail again, so the next command does not try it once more."""
         with suppress(UpdateFinishedTrialError):
             running.trial.set_user_attr("error", reason[:1000])
+            if final:
+                running.trial.set_user_attr("final", True)
         self._end(running, f"failed: {reason}", state=TrialState.FAIL)
 
     def _end(self, running: Running, text: str, **outcome: Any) -> None:
         self.running.remove(running)
-        self.book.tell(running.trial.number, **outcome)
+        told = self.book.tell(running.trial.number, **outcome)
         self.summarise()
-        self.view.say(f"trial {running.trial.number} {text}")
+        self.view.say(f"trial {running.trial.number} {text if told else TAKEN}")
 
     # What is shown
 
@@ -210,8 +222,8 @@ class Trials(Executor):
         self.view.summary = ", ".join(parts) + ("" if left is None else f", {duration(left)} left")
 
     def eta(self, done: int) -> float | None:
-        """Seconds left if nothing more is pruned, from the pace of this process so far."""
-        if not self.measured:
+        """Seconds left if nothing more is pruned, from the pace of this process so far; None if that is not known."""
+        if not self.measured or done >= self.spec.trials:
             return None
         count = len(self.spec.instances)
         left = (self.spec.trials - done) * count - sum(r.step for r in self.running)

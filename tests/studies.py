@@ -73,11 +73,13 @@ class Made(Trials):
         self.board.set(key, "done")
 
 
-def made(spec: Spec, root: Path, score: Score, lines: list[str] | None = None) -> tuple[Book, Made]:
+def made(
+    spec: Spec, root: Path, score: Score, lines: list[str] | None = None, storage: str | None = None
+) -> tuple[Book, Made]:
     """Run a study with made-up cells."""
     folder = root / "study" / spec.name
     folder.mkdir(parents=True, exist_ok=True)
-    book, view = Book(spec, folder, None), View(spec.name)
+    book, view = Book(spec, folder, storage), View(spec.name)
     view.say = (lines if lines is not None else []).append
     trials = Made(Store(root), book, 1, view)
     trials.score = score  # type: ignore[method-assign]

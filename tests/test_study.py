@@ -1,4 +1,4 @@
-"""Studies: what is suggested, whose trial is whose, what is pruned or failed, and what happens when things die.
+"""Studies: what is suggested, what is pruned or failed, what is refused, and a real one.
 
 Most cells are made up; those at the end are real, in real processes.
 """
@@ -19,10 +19,11 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from studies import ROOT, SEARCH, TINY, by_start, made, spec_of, specs
+from studies import ROOT, SEARCH, TINY, arguments, by_start, made, spec_of, specs
 
-from bench import cli, registry, study_book, study_space, study_spec
+from bench import cli, plan, registry, study, study_book, study_report, study_space, study_spec
 from bench import config as cfg
+from bench.store import Store
 from bench.study_book import Book, NumberedSampler
 from bench.study_spec import RETEST_SEEDS, TUNING_SEEDS
 from bench.types import InputError, Stopped
@@ -60,8 +61,12 @@ def test_only_what_counts_is_suggested() -> None:
 
 
 def test_spaces_of_every_method_and_fields_by_name() -> None:
-    keys = {s.method: {p.key for p in s.space} for s in specs("--space", "noise")}
-    assert set(keys) == set(registry.methods())
+    keys = {
+        s.method: {p.key for p in s.space} for s in specs("--methods", ",".join(registry.methods()), "--space", "noise")
+    }
+    for method in registry.methods():
+        searches = [f.metadata.get("search") or {} for f in study_space.fields_of(method).values()]
+        assert (method in keys) == any(search.get("space") == "noise" for search in searches)
     assert {"csp.noise", "csp.end", "csp.sigma_training", "csp.z_bound"} <= keys["csp"]
     assert {"csp_tmrl.learn_eps", "csp_tmrl.eps_bound"} <= keys["csp_tmrl"] and "posterior_bc.alpha" in keys[
         "posterior_bc"
@@ -105,6 +110,48 @@ def test_area_of_a_curve_over_a_fixed_range() -> None:
     assert math.isnan(study_spec.curve_area([*points, {"control_steps": 120, "y": None}], "y", 200.0))
     assert math.isnan(study_spec.curve_area([{"control_steps": 0, "y": float("nan")}], "y", 9.0))
     assert math.isnan(study_spec.curve_area([], "y", 9.0))
+    twice = [{"control_steps": x, "y": y} for x, y in ((0, 0.0), (50, 0.1), (50, 0.5), (100, 1.0))]
+    assert study_spec.curve_area(twice, "y", 100.0) == pytest.approx(0.5), "of one round's points the report's counts"
+
+
+# The default, where tasks differ
+
+
+def test_the_default_is_each_task_s_own(tmp_path: Path) -> None:
+    """Two tasks with different σ: the first trial, the re-test's default and the sensitivity moves leave it to them."""
+    (tmp_path / "my.toml").write_text('[tasks."toy/reach"]\ncsp.start = 0.25\n')
+    words = ["--tasks", "toy", "--seeds", "1", "--config", str(tmp_path / "my.toml")]
+    spec = spec_of("--method", "csp", "--space", "csp.start,csp.schedule", *words, "--trials", "3")
+    used: list[tuple[str, float | None]] = []
+
+    def score(cell: dict[str, Any]) -> float:
+        used.append((cell["task"], cell["config"]["start"]))
+        return by_start(cell)
+
+    book, _ = made(spec, tmp_path, score)
+    assert used[:2] == [("toy/reach", 0.25), ("toy/reach-unseen", None)]
+    assert all(a == b for (_, a), (_, b) in zip(used[2::2], used[3::2], strict=True)), "other trials set both"
+    first = book.trials()[0]
+    assert first.state == TrialState.COMPLETE and first.params == {} and first.value == pytest.approx(0.8)
+    assert ("default", {}, pytest.approx(0.8)) in study_report.candidates(spec, book)
+    for start in (0.25, None):
+        assert not study_spec.setting_of({"csp.start": start}, spec.base)
+    assert study_space.settle({"csp.schedule": "linear"}, spec.space, spec.base) == {"csp.schedule": "linear"}
+    assert study_space.show(spec.base["csp.start"]) == "0.25 / auto by task"
+
+
+def test_a_condition_holds_if_it_holds_on_some_task(tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text('[tasks."toy/reach"]\ncsp.schedule = "linear"\n')
+    words = ["--method", "csp", "--space", "csp.length", "--tasks", "toy", "--config", str(tmp_path / "my.toml")]
+    assert [p.key for p in spec_of(*words).space] == ["csp.length"]
+
+
+def test_a_default_that_the_search_could_not_take_is_a_trial_too(tmp_path: Path) -> None:
+    spec = spec_of("--method", "bc", "--space", "temperature", "--set", "rl.temperature=1", "--trials", "2")
+    used: list[float] = []
+    book, _ = made(spec, tmp_path, lambda cell: used.append(cell["rl"]["temperature"]) or 0.5)
+    assert used[:3] == [1.0] * 3 and used[3] <= 0.1
+    assert ("default", {}, 0.5) in study_report.candidates(spec, book)
 
 
 # Trials
@@ -161,95 +208,95 @@ def test_finished_cells_are_not_run_again(tmp_path: Path) -> None:
     assert not getattr(second, "ran", []) and [t.state for t in book.trials()] == [TrialState.COMPLETE] * 3
 
 
-def test_a_dead_trial_is_failed_and_tried_again(tmp_path: Path) -> None:
-    """A process asks for a trial and is killed; one that lives keeps its own."""
-    code = (
-        "import os, sys; sys.path.insert(0, 'tests')\n"
-        "from pathlib import Path; import studies as t\n"
-        f"spec = t.spec_of(*t.SEARCH, '--trials', '3', '--name', 'x')\n"
-        f"book = t.Book(spec, Path({str(tmp_path)!r}), None)\n"
-        "print([book.next()[1] for _ in range(2)][1], flush=True)\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == -9, done.stderr
-    spec = spec_of(*SEARCH, "--trials", "3", "--name", "x")
-    book = Book(spec, tmp_path, None)
-    assert [t.state for t in book.trials()] == [TrialState.RUNNING] * 2
-    first, second = book.next(), book.next()
-    assert first and second and first[1] == {"csp.schedule": "constant", "csp.start": None}
-    assert str(second[1]) == done.stdout.strip()
-    third = book.next()
-    assert third and not book.next(), "three trials, the two dead ones not counted"
-    states = [t.state for t in book.trials()]
-    assert states == [TrialState.FAIL] * 2 + [TrialState.RUNNING] * 3
-    assert study_book.retried(book.trials()) == {0, 1} and study_book.spent(book.trials()) == 3
-    assert not study_book.gone(study_book.owner()) and study_book.gone(study_book.owner() | {"started": 5.0})
-    assert not study_book.gone({"host": "elsewhere", "pid": 1, "started": 5.0})
-
-
-def test_a_trial_that_always_dies_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_book, "gone", lambda attrs: True)
-    book = Book(spec_of(*SEARCH, "--trials", "1"), tmp_path, None)
-    count = 0
-    while book.next():
-        count += 1
-    assert count == study_book.ATTEMPTS and {t.state for t in book.trials()} == {TrialState.FAIL}
-    assert not book.open_trials()
-
-
-def test_two_processes_share_a_study(tmp_path: Path) -> None:
-    """Each trial is begun once, by one of them; both wait for the last one, and draw different points."""
-    code = (
-        "import sys, time; sys.path.insert(0, 'tests')\n"
-        "from pathlib import Path; import studies as t\n"
-        "spec = t.spec_of('--method', 'csp', '--space', 'z_bound', '--trials', '8', '--seeds', '2', '--name', 'x')\n"
-        "slow = lambda cell: time.sleep(0.1) or 0.5\n"
-        "print('ready', flush=True); sys.stdin.readline()\n"
-        f"book, trials = t.made(spec, Path({str(tmp_path)!r}), slow)\n"
-        "assert not book.open_trials()\n"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes) for _ in range(2)]  # type: ignore[call-overload]
-    for process in both:
-        process.stdout.readline()
-    for process in both:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outputs = [p.communicate(timeout=60) for p in both]
-    assert [p.returncode for p in both] == [0, 0], outputs
-    words = ["--method", "csp", "--space", "z_bound", "--trials", "8", "--seeds", "2", "--name", "x"]
-    trials = Book(spec_of(*words), tmp_path / "study" / "x", None).trials()
-    assert [t.state for t in trials] == [TrialState.COMPLETE] * 8
-    assert len({t.user_attrs["pid"] for t in trials}) == 2 and len({t.params["csp.z_bound"] for t in trials}) == 8
-
-
-def test_an_interrupt_leaves_the_trial_to_the_next(tmp_path: Path) -> None:
-    spec, calls = spec_of(*SEARCH, "--seeds", "2", "--trials", "2", "--name", "x"), []
+@pytest.mark.parametrize("seed", range(3))
+def test_a_setting_that_failed_is_not_spent_on_again(seed: int, tmp_path: Path) -> None:
+    words = ["--seeds", "1", "--trials", "4", "--seed", str(seed)]
+    spec = spec_of("--method", "csp", "--space", "csp.schedule", *words)
 
     def score(cell: dict[str, Any]) -> float:
-        calls.append(1)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return by_start(cell)
+        raise RuntimeError("diverged")
 
-    with pytest.raises(Stopped):
-        made(spec, tmp_path, score)
-    book, second = made(spec, tmp_path, by_start)
-    trials = book.trials()
-    assert [t.state.name for t in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
-    assert trials[2].params == trials[1].params and trials[2].user_attrs["retry_of"] == 1
-    assert len(second.ran) == 1, "the cells that were done are not run again"
+    book, _ = made(spec, tmp_path, score)
+    assert len({t.params["csp.schedule"] for t in study_book.counted(book.trials())}) == 4
 
 
-def test_half_a_line_of_a_killed_process_is_cut_off(tmp_path: Path) -> None:
-    spec = spec_of(*SEARCH, "--seeds", "1", "--trials", "2", "--name", "x")
+def refuse(monkeypatch: pytest.MonkeyPatch, schedule: str, error: type[Exception]) -> None:
+    """The method's configuration refuses a schedule, as it might in its `__post_init__`."""
+
+    def check(config: Any, method: str, task: Any) -> None:
+        if config.schedule == schedule:
+            raise error(f"{method} cannot do {schedule}")
+
+    monkeypatch.setattr(plan, "_check_config", check)
+
+
+@pytest.mark.parametrize("error", [InputError, ValueError])
+def test_a_setting_that_the_configuration_refuses_fails_its_trial_alone(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, "cosine", error)
+    spec = spec_of("--method", "csp", "--space", "csp.schedule", "--seeds", "1", "--trials", "5")
+    book, _ = made(spec, tmp_path, by_start)
+    trials = {t.params["csp.schedule"]: t for t in study_book.counted(book.trials())}
+    assert trials["cosine"].user_attrs["error"] == "csp cannot do cosine" and len(trials) == 5
+    assert [t.state for t in trials.values()].count(TrialState.COMPLETE) == 4
     made(spec, tmp_path, by_start)
-    path = tmp_path / "study" / "x" / "journal.log"
-    with path.open("ab") as handle:
-        handle.write(b'{"op_code":4,"wor')
-    book, _ = made(replace(spec, trials=4), tmp_path, by_start)
-    assert [t.state for t in book.trials()] == [TrialState.COMPLETE] * 4
+    assert not study_book.retried(book.trials()), "it would be refused again"
+
+
+@pytest.mark.parametrize("error", [InputError, ValueError])
+def test_a_neighbour_that_the_configuration_refuses_is_left_out(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = spec_of(
+        "--method", "csp", "--space", "csp.schedule", "--seeds", "1", "--trials", "1", "--sensitivity", "yes"
+    )
+    book, _ = made(spec, tmp_path, by_start)
+    refuse(monkeypatch, "cosine", error)
+    monkeypatch.setattr(study, "run_cells", lambda *_: 0)
+    found, _ = study.retest(spec, Store(tmp_path), book, 1)
+    assert [move.after for move, _ in found.sensitivity] == ["linear", "exponential", "success"]
+    assert "not valid, left out: csp.schedule=cosine: csp cannot do cosine\n" in capsys.readouterr().out
+
+
+def test_nothing_of_an_earlier_state_remains_while_a_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args, old = (
+        arguments(*SEARCH, "--results", str(tmp_path)),
+        {"results.json", "report.md", "index.html", "best.toml", "slice.png"},
+    )
+    spec = specs(*SEARCH)[0]
+    folder = tmp_path / "study" / spec.name
+    folder.mkdir(parents=True)
+    for name in old:
+        (folder / name).write_text("{}")
+
+    def interrupted(trials: Any) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(study.Trials, "run", interrupted)
+    with pytest.raises(Stopped):
+        study.run_study(spec, Store(tmp_path), args)
+    left = {p.name for p in folder.iterdir()}
+    assert not left & old and {"journal.log", "study.json"} <= left
+    record = json.loads((folder / "study.json").read_text())
+    assert record["storage"] is None and record["command"][:3] == ["python", "-m", "bench"]
+
+
+def test_seeds_of_the_file_count(tmp_path: Path) -> None:
+    """Those of the command line win; with neither there are three, whatever the profile has."""
+    (tmp_path / "my.toml").write_text("[run]\nseeds = [4, 7]\n")
+    (tmp_path / "none.toml").write_text('[run]\nmethods = ["csp"]\n')
+
+    def seeds(*words: str, given: str | None = None) -> tuple[int, ...]:
+        args = arguments(*SEARCH, *words)
+        args.seeds = given
+        return study.specs_of(args, cli.request_of(args))[0].request.seeds
+
+    assert seeds("--config", str(tmp_path / "my.toml")) == (4, 7)
+    assert seeds("--config", str(tmp_path / "my.toml"), given="2") == (0, 1)
+    assert seeds("--config", str(tmp_path / "none.toml")) == seeds() == (0, 1, 2)
 
 
 def test_draws_depend_on_the_number_of_the_trial_alone() -> None:
@@ -278,9 +325,9 @@ def test_databases_are_storages_too(tmp_path: Path) -> None:
     book = Book(spec, tmp_path, url)
     first = book.next()
     assert first
-    book.beat([first[0]])
-    assert len(Book(spec, tmp_path, url).trials()) == 1
-    assert book.storage.get_heartbeat_interval() == study_book.HEARTBEAT_SECONDS
+    other = Book(spec, tmp_path, url)
+    assert len(other.trials()) == 1 and other.trials()[0].user_attrs["owner"] == study_book.owner()
+    assert study_book.pulse(book.owner) in other.study.user_attrs, "a first heartbeat comes before the first trial"
 
 
 def test_a_setting_that_was_tried_is_not_spent_on_again(tmp_path: Path) -> None:
@@ -389,5 +436,5 @@ def test_killed_resumed_and_reported(tmp_path: Path) -> None:
     assert {"history.png", "slice.png", "importances.png", "noise_schedule.png", "best.toml", "report.md"} <= {
         p.name for p in folder.iterdir()}  # fmt: skip
     for text in ("pretrainings shared", "optimism", "success lost", "best setting: python -m bench run --config"):
-        assert text in out
+        assert text in out.lower()
     assert cli.main(["run", "--config", str(folder / "best.toml"), "--results", str(tmp_path), "--dry-run"]) == 0
