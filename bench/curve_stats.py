@@ -26,7 +26,8 @@ def resample(values: npt.ArrayLike, rng: np.random.Generator, draws: int = 2000)
     """
     values = complete(values, "(seed, start state)")
     seeds, starts = weights(values.shape[0], draws, rng), weights(values.shape[1], draws, rng)
-    return np.asarray(np.einsum("br,bs,rs...->b...", seeds, starts, values, optimize=True))
+    runs = np.tensordot(starts, values, (1, 1))  # (B, R, ...)
+    return np.asarray(np.einsum("br,br...->b...", seeds, runs))
 
 
 def band(strata: Sequence[Array], rng: np.random.Generator, plan: Bootstrap) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from bench import page, summary
 from bench.stages.curves import Curves
 from bench.stats import Array
+from bench.store import write_atomic
 from bench.summary import Result, TaskResult
 
 COLOURS = ("#1F7FC8", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#A08A00")
@@ -69,8 +71,22 @@ def render(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def new_figure(style: Style, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(WIDTH, height), facecolor=style.theme.paper, layout="constrained")
+def save(folder: Path, name: str, figure: Figure, caption: str) -> page.Image:
+    """Write the figure to the folder as PNG and SVG; what the page needs of it."""
+    found = {kind: render(figure, kind) for kind in ("png", "svg")}
+    for kind, content in found.items():
+        write_bytes(folder / f"{name}.{kind}", content)
+    return page.Image(name, found["svg"], caption)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    write_atomic(path, lambda p: p.write_bytes(content))
+
+
+def new_figure(
+    style: Style, height: float, rows: int = 1, columns: int = 1, width: float = WIDTH
+) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), facecolor=style.theme.paper, layout="constrained")
     panels = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
     for axes in panels:
         _dress(axes, style.theme)

@@ -6,7 +6,6 @@ and a choice between figures is made by radio buttons in CSS. On a narrow screen
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,13 +39,6 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Bitmap:
-    name: str
-    png: bytes
-    caption: str
-
-
-@dataclass(frozen=True)
 class Choice:
     """One of several groups of figures is shown, the first to begin with."""
 
@@ -60,18 +52,18 @@ class Code:
     summary: str = ""  # folded under this line if given
 
 
-Block = Heading | Text | Table | Image | Bitmap | Choice | Code
+Block = Heading | Text | Table | Image | Choice | Code
 # What figures are drawn in; the page puts its variables in their place.
 INK, LINE, PAPER = "#1b1f24", "#d8dce0", "#ffffff"
 _VARIABLES = {INK: "var(--ink)", LINE: "var(--line)", PAPER: "var(--paper)"}
 
 
-def markdown(blocks: Sequence[Block]) -> str:
-    """The blocks as Markdown; images are looked for in figures/."""
-    return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+def markdown(blocks: Sequence[Block], figures: str = "figures/") -> str:
+    """The blocks as Markdown; images are looked for in the folder `figures`, relative to the text."""
+    return "\n\n".join(_markdown(block, figures) for block in blocks) + "\n"
 
 
-def _markdown(block: Block) -> str:
+def _markdown(block: Block, figures: str) -> str:
     match block:
         case Heading(text, level):
             return f"{'#' * level} {text}"
@@ -80,11 +72,11 @@ def _markdown(block: Block) -> str:
         case Table(header, rows):
             lines = [header, tuple("---" for _ in header), *rows]
             return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        case Image(name=name, caption=caption) | Bitmap(name=name, caption=caption):
-            return f"![{caption}](figures/{name}.png)\n\n*{caption}*"
+        case Image(name=name, caption=caption):
+            return f"![{caption}]({figures}{name}.png)\n\n*{caption}*"
         case Choice(question, options):
-            first = "\n\n".join(_markdown(image) for image in options[0][1])
-            others = [f"{label}: " + ", ".join(f"[{i.name}](figures/{i.name}.png)" for i in images)
+            first = "\n\n".join(_markdown(image, figures) for image in options[0][1])
+            others = [f"{label}: " + ", ".join(f"[{i.name}]({figures}{i.name}.png)" for i in images)
                       for label, images in options[1:]]  # fmt: skip
             return "\n\n".join([f"{question} {options[0][0]}.", first, "\n".join(f"- {o}" for o in others)])
         case Code(text, summary):
@@ -125,9 +117,6 @@ def _html(block: Block) -> str:
             return _table(block)
         case Image():
             return _figure(_inline(block), block.caption)
-        case Bitmap(png=png, caption=caption):
-            link = "data:image/png;base64," + base64.b64encode(png).decode()
-            return _figure(f'<img src="{link}" alt="{escape(caption)}">', caption)
         case Choice():
             return _choice(block)
         case Code(text, summary):
@@ -207,9 +196,8 @@ h3 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; overflow-wrap: anywhere; }
 p { max-width: 75ch; overflow-wrap: anywhere; }
 .loud { background: var(--loud); border-left: 4px solid var(--edge); padding: .5rem .8rem; }
 figure { display: inline-block; vertical-align: top; width: 100%; max-width: 510px; margin: .5rem 4px 1rem 0; }
-figure img, figure svg { width: 100%; height: auto; display: block; }
+figure svg { width: 100%; height: auto; display: block; }
 figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
-figure img { background: #fff; border-radius: 4px; }
 .choice { margin: .8rem 0 1rem; }
 .choice > p { margin: 0 0 .4rem; color: var(--soft); }
 .choice input { position: absolute; opacity: 0; }

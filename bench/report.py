@@ -24,6 +24,7 @@ from bench import (
     report_origin,
     report_studies,
     report_tables,
+    report_words,
     seeding,
     stats,
     summary,
@@ -101,17 +102,14 @@ class Report:
             *self._relation(),
             *[block for task in self.tasks for block in self._task(task)],
             *self._costs(),
-            *report_studies.blocks(studies, self.style, self._save),
+            *report_studies.blocks(studies, self.style, self.out / "figures", self._save),
             *report_origin.missing(cells, self.tasks, self.ranking),
             *report_origin.origin(run),
         ]
 
     def _save(self, name: str, figure: Figure, caption: str) -> Image:
         """Write the figure as PNG and SVG."""
-        found = {kind: figures.render(figure, kind) for kind in ("png", "svg")}
-        for kind, content in found.items():
-            _bytes(self.out / "figures" / f"{name}.{kind}", content)
-        return Image(name, found["svg"], caption)
+        return figures.save(self.out / "figures", name, figure, caption)
 
     def _maybe(self, name: str, figure: Figure | None, caption: str) -> list[Block]:
         return [] if figure is None else [self._save(name, figure, caption)]
@@ -135,7 +133,7 @@ class Report:
             caption = f"{task.task}: area under the success curve, with 95 % intervals."
             blocks += self._maybe("ranking", figures.areas(task, self.style), caption)
         blocks += self._profile(over)
-        return [*blocks, Text(INTERVALS + (MEANS if several else "") + _few(self.tasks))]
+        return [*blocks, Text(report_words.intervals(self.ranking, self.tasks))]
 
     def _profile(self, over: str) -> list[Block]:
         """Performance profiles of the methods with two runs or more on every task."""
@@ -146,9 +144,9 @@ class Report:
             if s.fewest > 1:
                 rng = seeding.rng(0, "profile", s.method)
                 found[s.method] = stats.performance_profile(areas, tau, rng, summary.SHARE)
-        caption = (
-            f"Performance profile{over}: the share of runs (task and seed) whose area is above τ, with pointwise 95 % "
-            "intervals. Higher is better in this sample."
+        without = [s.method for s in self.ranking.ranked if s.fewest < 2]
+        caption = report_words.PROFILE.format(over) + (
+            f" Without {', '.join(without)}: one run on some task." if without else ""
         )
         return self._maybe("profile", report_figures.profile(found, self.style), caption)
 
@@ -157,12 +155,7 @@ class Report:
         if not self.ranking.tasks:
             return []
         options = tuple((axis.label, tuple(self._on(axis))) for axis in report_curves.AXES)
-        said = (
-            "Success on report states. Thick: mean over seeds with its 95 % band, up to where the shortest seed ends; "
-            "thin: single seeds; one seed has no band. Over all tasks, 1 is the cost of the costliest method on the "
-            "task. Pretraining that methods share is charged to each of them in full."
-        )
-        return [Heading("How fast each method learns"), Text(said), Choice("Success against", options)]
+        return [Heading("How fast each method learns"), Text(report_words.CURVES), Choice("Success against", options)]
 
     def _on(self, axis: Axis) -> list[Image]:
         images = []
@@ -188,7 +181,8 @@ class Report:
             return []
         blocks: list[Block] = [Heading("Does coverage before RL predict the outcome?")]
         said = report_coverage.verdict(self.relations)
-        blocks += [*([Text(said)] if said else []), report_tables.relations(self.relations), Text(RELATION)]
+        blocks += [Text(said)] if said else []
+        blocks += [report_tables.relations(self.relations), Text(report_words.RELATION)]
         blocks += [Text(f"No rank correlation: {r.refused}.") for r in self.relations[:1] if r.refused]
         caption = "Frozen policy before RL against area and gain: large, a method on a task; small, its seeds."
         figure = report_figures.coverage_against_outcome(self.pairs, self.style)
@@ -199,21 +193,17 @@ class Report:
         blocks: list[Block] = [Heading(name)]
         if len(self.tasks) > 1:
             blocks.append(Text(verdict(rank([task]))))
-        blocks.append(report_tables.main(task))
+        blocks += [report_tables.main(task), Text(report_words.TASK)]
         if len(self.tasks) > 1:
             caption = f"{name}: area under the success curve, with 95 % intervals."
             blocks += self._maybe(f"areas_{flat}", figures.areas(task, self.style), caption)
         drawn = {
-            "coverage": (figures.coverage(task, self.style), f"{name}: the frozen policies before reinforcement: "
-                         "success of one try, and of the best of several tries from the same start state. The noise "
-                         "level was chosen on other start states."),
-            "coverage_sigma": (figures.coverage_by_sigma(self.coverage, name, self.style), f"{name}: the frozen "
-                               "policies that take a noise level, before reinforcement, at each level."),
-            "sigma": (figures.sigma(self.curves, name, self.style), f"{name}: noise level that fine-tuning chose, "
-                      "over training and within the episode."),
-        }  # fmt: skip
+            "coverage": (figures.coverage(task, self.style), report_words.COVERAGE),
+            "coverage_sigma": (figures.coverage_by_sigma(self.coverage, name, self.style), report_words.LEVELS),
+            "sigma": (figures.sigma(self.curves, name, self.style), report_words.SIGMA),
+        }
         for kind, (figure, caption) in drawn.items():
-            blocks += self._maybe(f"{kind}_{flat}", figure, caption)
+            blocks += self._maybe(f"{kind}_{flat}", figure, f"{name}: {caption}")
         if (self.coverage["task"] == name).any():
             table = report_tables.coverage(self.coverage, name)
             blocks += [Heading("Coverage before reinforcement, by noise level", 3), table]
@@ -242,14 +232,10 @@ class Report:
             printed["coverage"] = report_tables.joined([c for c in cover if c[1].rows] or cover, "coverage")
         for name, table in printed.items():
             frames.setdefault(name, pd.DataFrame(table.rows, columns=list(table.header)))
-            _bytes(self.out / "tables" / f"{name}.md", markdown([table]).encode())
-            _bytes(self.out / "tables" / f"{name}.tex", latex(table).encode())
+            figures.write_bytes(self.out / "tables" / f"{name}.md", markdown([table]).encode())
+            figures.write_bytes(self.out / "tables" / f"{name}.tex", latex(table).encode())
         for name, frame in frames.items():
-            _bytes(self.out / "tables" / f"{name}.csv", frame.to_csv(index=False).encode())
-
-
-def _bytes(path: Path, content: bytes) -> None:
-    write_atomic(path, lambda p: p.write_bytes(content))
+            figures.write_bytes(self.out / "tables" / f"{name}.csv", frame.to_csv(index=False).encode())
 
 
 def _flat(task: str) -> str:
@@ -258,30 +244,3 @@ def _flat(task: str) -> str:
 
 def _suffix(axis: Axis) -> str:
     return "" if axis == report_curves.AXES[0] else f"_{axis.key}"
-
-
-INTERVALS = (
-    "Area is the mean success over the control steps of fine-tuning (trapezoids between evaluation points, up to the "
-    "number of control steps that every finished cell of the task reached; 1 is success from the start). Brackets are "
-    "95 % t intervals from a bootstrap of seeds and start states together; in simulations they held the truth in 91 – "
-    "98 % of cases with 2 seeds and 97 – 98 % with 10 (20 start states), and in as few as 54 % with 2 seeds and no "
-    "start states where a run either learns or does not. Differences are paired by seed and start state and not "
-    "corrected for the number of comparisons, nor for the first being chosen as the first. P is the chance that a run "
-    "of the first has the larger area than a run of the other (Newcombe's score interval). More seeds to decide: what "
-    "a paired t-test needs for 80 % power if effect and spread stay as seen, which few seeds say poorly."
-)
-MEANS = (
-    " The mean counts every task alike; the interquartile mean (IQM) leaves out the lowest and the highest quarter of "
-    "all runs, which may be whole tasks."
-)
-RELATION = (
-    "One pair per method and task. Methods that share a frozen policy share its coverage, so the pairs are not all "
-    "independent and intervals are too narrow. An easy task has high coverage and a high area, which is why the last "
-    "column takes each task's mean off both. The area holds success before RL itself; the gain does not, but is "
-    "smaller where there is less left to gain."
-)
-
-
-def _few(tasks: Sequence[TaskResult]) -> str:
-    fewest = min((len(r.seeds) for t in tasks for r in t.ranked), default=0)
-    return " With one seed, intervals within a task cover start states only." if fewest == 1 else ""

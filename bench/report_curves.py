@@ -50,9 +50,9 @@ class Curve:
 
 
 def points(run: Run, axis: Axis) -> tuple[Array, Array]:
-    """A run's x (P,), increasing, and success (S, P); of points with equal x the first, which is the same policy."""
+    """A run's x (P,), increasing, and success (S, P); of points with equal x those that `summary.latest` keeps."""
     x = run.axes[axis.column]
-    kept = np.concatenate([[True], np.diff(x) > 0])
+    kept = summary.latest(x)
     offset = run.pretraining.get(axis.column, 0.0) if axis.pretraining else 0.0
     return x[kept] + offset, run.success[:, kept]
 
@@ -88,12 +88,12 @@ def _read(found: Sequence[tuple[Array, Array]], grid: Array) -> Array:
 
 
 def _band(strata: list[Array], rng: np.random.Generator) -> Array | None:
-    """(2, G); Wilson's interval where all agree, so that the t interval has no width; None with one seed."""
+    """(2, G); Wilson's interval of the runs where all agree, so that t has no width; None with one seed."""
     if min(map(len, strata)) < 2:
         return None
     found = curve_stats.band(strata, rng, BAND)
-    size = sum(s[..., 0].size for s in strata)
-    for g in np.flatnonzero(found[0] >= found[1]):
+    size = sum(map(len, strata))
+    for g in np.flatnonzero(found[1] - found[0] < 1e-9):
         found[:, g] = stats.wilson(float(np.mean([s[..., g].mean() for s in strata])) * size, size)
     return found
 

@@ -70,7 +70,8 @@ def coverage_against_outcome(pairs: Sequence[Pair], style: Style) -> Figure | No
             colour, marker = style.colour(p.method), style.marker(p.method)
             for x, y in p.seeds(many, gain):
                 axes.plot([x], [y], marker=marker, color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
-            axes.plot([p.coverage(many)], [p.outcome(gain)], marker=marker, color=colour, markersize=8,
+            x, y = p.means(many, gain)
+            axes.plot([x], [y], marker=marker, color=colour, markersize=8,
                       markeredgecolor=style.theme.paper, markeredgewidth=0.8)  # fmt: skip
         axes.set(xlim=(-0.04, 1.04), xlabel=f"Success@{k if many else 1} before RL" if gain else "")
         if gain:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench import seeding, stats, summary
+from bench import rank_stats, seeding, stats, summary
 from bench.stats import Array, Estimate
 from bench.summary import NONE, Result, TaskResult
 
@@ -26,6 +26,7 @@ class Standing:
     mean: Estimate | None = None  # of the area; every task counts alike
     middle: Estimate | None = None  # interquartile mean of the area over all runs; only over several tasks
     better: Estimate | None = None  # chance that a run of the first has the larger area
+    paired: bool = False  # whether that is of the runs with one seed, rather than of any two
     gap: Estimate | None = None  # in mean area, paired by task, seed and start state
     more_seeds: int | None = None  # how many more would separate the two; None if they are, or it cannot be said
     refused: str = ""  # why a number is missing
@@ -77,17 +78,17 @@ def _alone(method: str, results: list[Result], planned: list[Result], tasks: int
         why = "intervals over seeds, as some task has one seed"
         return replace(standing, mean=Estimate(mean, NONE, NONE), refused=why)
     found = stats.bootstrap(strata, np.mean, rng, replace(summary.SHARE, per_task=True))
-    if found.low == found.high:
-        size = sum(s.size for s in strata)
-        found = Estimate(mean, *stats.wilson(mean * size, size))
-    return replace(standing, mean=found, middle=stats.bootstrap(strata, stats.interquartile_mean, rng, summary.SHARE))
+    if not found.wide:
+        runs = sum(map(len, strata))  # start states of one run are no further attempts
+        found = Estimate(mean, *stats.wilson(mean * runs, runs))
+    middle = stats.bootstrap(strata, stats.interquartile_mean, rng, summary.SHARE)
+    return replace(standing, mean=found, middle=_known(middle))
 
 
 def _against(standing: Standing, first: list[Result], other: list[Result]) -> Standing:
     """The standing with its comparison to the first."""
-    ours, theirs = ([r.areas.mean(axis=1) for r in side] for side in (first, other))
-    standing = replace(standing, better=stats.probability_of_improvement(ours, theirs))
     unequal = [a.task for a, b in zip(first, other, strict=True) if set(a.seeds) != set(b.seeds)]
+    standing = replace(standing, better=_better(first, other, not unequal), paired=not unequal)
     if unequal or any(a.areas.shape != b.areas.shape for a, b in zip(first, other, strict=True)):
         where = ", ".join(unequal) or "some task"
         why = f"the paired difference, as seeds or start states differ from {first[0].method}'s on {where}"
@@ -96,18 +97,33 @@ def _against(standing: Standing, first: list[Result], other: list[Result]) -> St
     return replace(standing, gap=gap, more_seeds=_more_seeds(first, other) if gap.low <= 0 else None)
 
 
+def _better(first: list[Result], other: list[Result], paired: bool) -> Estimate:
+    """Paired where both have the same seeds on every task, which share demonstrations and start states."""
+    if not paired:
+        ours, theirs = ([r.areas.mean(axis=1) for r in side] for side in (first, other))
+        return rank_stats.probability_of_improvement(ours, theirs)
+    one, two = ({cell: row.mean() for cell, row in _by_cell(side).items()} for side in (first, other))
+    return rank_stats.paired_improvement(one, two)
+
+
+def _by_cell(results: Sequence[Result]) -> dict[stats.Cell, Array]:
+    """(task, seed) → areas (S,)."""
+    return {(r.task, seed): row for r in results for seed, row in zip(r.seeds, r.areas, strict=True)}
+
+
 def _gap(first: list[Result], other: list[Result]) -> Estimate:
     rng = seeding.rng(0, "difference", first[0].method, other[0].method)
     if len(first) == 1:
         return summary.difference(first[0].areas, _aligned(first[0], other[0]), rng)
-    sides = [
-        {(r.task, s): row for r in side for s, row in zip(r.seeds, r.areas, strict=True)} for side in (first, other)
-    ]
     value = float(np.mean([a.areas.mean() - b.areas.mean() for a, b in zip(first, other, strict=True)]))
     if min(len(r.seeds) for r in first) < 2:
         return Estimate(value, NONE, NONE)
-    found = stats.paired(sides[0], sides[1], np.mean, rng, replace(summary.GAP, per_task=True))
-    return found if found.low < found.high else Estimate(value, NONE, NONE)
+    return _known(stats.paired(_by_cell(first), _by_cell(other), np.mean, rng, replace(summary.GAP, per_task=True)))
+
+
+def _known(e: Estimate) -> Estimate:
+    """Without its interval if that has no width: runs that agree say nothing of how far others would differ."""
+    return e if e.wide else Estimate(e.value, NONE, NONE)
 
 
 def _aligned(first: Result, other: Result) -> Array:

@@ -16,6 +16,7 @@ from bench.stats import Estimate
 from bench.summary import Result, TaskResult
 
 DASH = "–"
+NOT_PAIRED = " (not paired)"
 COSTS = ("control_steps", "decisions", "gradient_steps", "policy_calls", "robot_hours")
 
 
@@ -45,7 +46,8 @@ def ranking(found: Ranking) -> Table:
         lead = s is found.standings[0] and s.mean is not None
         more = DASH if lead or s.gap is None else "separated" if s.separated else _more(s.more_seeds)
         cells = [s.method, f"{s.done}/{s.planned}", spread(s.mean), *([spread(s.middle)] if several else [])]
-        rows.append((*cells, spread(s.better), spread(s.gap, sign=True), more))
+        better = spread(s.better) + ("" if s.better is None or s.paired else NOT_PAIRED)
+        rows.append((*cells, better, spread(s.gap, sign=True), more))
     return Table(tuple(header), tuple(rows), "ranking")
 
 
@@ -57,7 +59,8 @@ def ranking_frame(found: Ranking) -> pd.DataFrame:
     """The ranking as numbers; differences are first − method."""
     rows = [
         {"place": i, "method": s.method, "runs_done": s.done, "runs_planned": s.planned, **_ends("mean_area", s.mean),
-         **_ends("iqm_area", s.middle), **_ends("first_is_better", s.better), **_ends("first_minus_this", s.gap),
+         **_ends("iqm_area", s.middle), **_ends("first_is_better", s.better),
+         "first_is_better_paired": s.paired if s.better else None, **_ends("first_minus_this", s.gap),
          "more_seeds_to_decide": s.more_seeds, "refused": s.refused}
         for i, s in enumerate(found.standings, 1)
     ]  # fmt: skip
@@ -142,17 +145,17 @@ def coverage(frame: pd.DataFrame, task: str) -> Table:
 
 def relations(found: Sequence[Relation]) -> Table:
     """Rank correlations of coverage before RL with what RL makes of it."""
-    header = ("Coverage", "Outcome", "Pairs", "Rank correlation", "The same within tasks")
-    rows = [(r.coverage, r.outcome, str(r.pairs), spread(r.every, sign=True), spread(r.within, sign=True))
-            for r in found]  # fmt: skip
+    header = ("Coverage", "Outcome", "Pairs", "Resampled", "Rank correlation", "The same within tasks")
+    rows = [(r.coverage, r.outcome, str(r.pairs), r.units, spread(r.every, sign=True),
+             spread(r.within, sign=True)) for r in found]  # fmt: skip
     return Table(header, tuple(rows), "correlation")
 
 
 def relations_frame(found: Sequence[Relation]) -> pd.DataFrame:
     """The same as numbers."""
     rows = [
-        {"coverage": r.coverage, "outcome": r.outcome, "pairs": r.pairs, **_ends("spearman", r.every),
-         **_ends("spearman_within_tasks", r.within), "refused": r.refused}
+        {"coverage": r.coverage, "outcome": r.outcome, "pairs": r.pairs, "resampled": r.units,
+         **_ends("spearman", r.every), **_ends("spearman_within_tasks", r.within), "refused": r.refused}
         for r in found
     ]  # fmt: skip
     return pd.DataFrame(rows)

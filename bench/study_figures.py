@@ -1,4 +1,4 @@
-"""The figures of a study as PNG: history, importances, slices, contour, and noise level × schedule."""
+"""The figures of a study: history, importances, slices, contour, and noise level × schedule."""
 
 from __future__ import annotations
 
@@ -6,28 +6,37 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from bench.figures import COLOURS, LIGHT, render
-from bench.store import write_atomic
+from bench.figures import COLOURS, Style, new_figure
 from bench.study_book import RAN, Book, mean_of
 from bench.study_space import Parameter, fields_of, plain, show, values_of
 from bench.study_spec import Spec
 
+STYLE = Style(())
+PALE = "#fefefe"  # on dark cells; white itself is the page's paper, which is dark in the dark
 BINS = 4  # of a numeric noise level
 MARKS = {TrialState.COMPLETE: (COLOURS[0], "o", "complete"), TrialState.PRUNED: (COLOURS[1], "x", "pruned")}
 
 
-def write(spec: Spec, book: Book, folder: Path, importance: Mapping[str, float]) -> dict[str, Path]:
-    """Draw what the trials allow; title → file."""
+CAPTIONS = {
+    "history": "Value of every trial, and the best complete one so far; a pruned trial's is of fewer instances.",
+    "importances": "Which parameters decide between good and other trials (conditional PED-ANOVA).",
+    "slice": "Value of every trial against each parameter; a pruned trial's is of fewer instances.",
+    "contour": "Value of the complete trials over the two most important parameters.",
+    "noise_schedule": "Mean value of the complete trials by noise level and schedule; n is their number.",
+}
+
+
+def draw(spec: Spec, book: Book, importance: Mapping[str, float]) -> dict[str, tuple[Figure, str]]:
+    """What the trials allow: name → figure and caption."""
     trials = [t for t in book.trials() if t.state in RAN and t.intermediate_values]
     names = sorted({name for t in trials for name in t.params}, key=lambda n: -importance.get(n, 0.0))
     drawn = {"history": history(trials), "importances": importances(importance), "slice": slices(trials, names)}
@@ -36,18 +45,29 @@ def write(spec: Spec, book: Book, folder: Path, importance: Mapping[str, float])
     for level in (p for p in spec.space if p.axis == "level"):
         name = "noise_schedule" if "noise_schedule" not in drawn else f"noise_schedule_{level.key.split('.')[-1]}"
         drawn[name] = heat(spec, trials, level)
-    return {name: _save(folder / f"{name}.png", figure) for name, figure in drawn.items() if figure is not None}
-
-
-def _save(path: Path, figure: Figure) -> Path:
-    write_atomic(path, lambda p: p.write_bytes(render(figure, "png")))
-    return path
+    said = {name: CAPTIONS["noise_schedule" if name.startswith("noise_schedule") else name] for name in drawn}
+    return {name: (figure, said[name]) for name, figure in drawn.items() if figure is not None}
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), facecolor=LIGHT.paper, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
+    return new_figure(STYLE, height, rows, columns, width)
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(frameon=False, fontsize="small", labelcolor=STYLE.theme.ink)
+
+
+def _bar(figure: Figure, image: ScalarMappable) -> None:
+    """A scale of colours, in the page's ink."""
+    bar = figure.colorbar(image)
+    bar.set_label("area, selection states", color=STYLE.theme.ink)
+    bar.ax.tick_params(colors=STYLE.theme.ink)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+
+
+def _complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Without pruned ones, whose value is a mean over fewer instances and stopped for being low."""
+    return [t for t in trials if t.state == TrialState.COMPLETE]
 
 
 def history(trials: Sequence[FrozenTrial]) -> Figure | None:
@@ -56,12 +76,11 @@ def history(trials: Sequence[FrozenTrial]) -> Figure | None:
         return None
     figure, (axes,) = _figure(5.0, 3.2)
     _scatter(axes, trials, [t.number for t in trials], [mean_of(t) for t in trials])
-    done = [t for t in trials if t.state == TrialState.COMPLETE]
-    if done:
+    if done := _complete(trials):
         best = np.maximum.accumulate([mean_of(t) for t in done])
-        axes.step([t.number for t in done], best, where="post", color=LIGHT.ink, linewidth=1, label="best so far")
+        axes.step([t.number for t in done], best, where="post", color=STYLE.theme.ink, linewidth=1, label="best so far")
     axes.set(xlabel="trial", ylabel="area, selection states")
-    axes.legend(frameon=False, fontsize="small")
+    _legend(axes)
     return figure
 
 
@@ -114,9 +133,9 @@ def slices(trials: Sequence[FrozenTrial], names: Sequence[str]) -> Figure | None
     """Value against each parameter by itself."""
     if not trials or not names:
         return None
-    columns = min(3, len(names))
+    columns = min(2, len(names))
     rows = math.ceil(len(names) / columns)
-    figure, panels = _figure(2.6 * columns, 2.3 * rows, rows, columns)
+    figure, panels = _figure(2.5 * columns, 2.2 * rows, rows, columns)
     for axes, name in itertools.zip_longest(panels, names):
         if name is None:
             axes.set_axis_off()
@@ -130,8 +149,8 @@ def slices(trials: Sequence[FrozenTrial], names: Sequence[str]) -> Figure | None
 
 
 def contour(trials: Sequence[FrozenTrial], first: str, second: str) -> Figure | None:
-    """Value over the two most important parameters; filled between the trials where both are numbers."""
-    mine = [t for t in trials if first in t.params and second in t.params]
+    """Value over the two most important parameters; filled between complete trials where both are numbers."""
+    mine = [t for t in _complete(trials) if first in t.params and second in t.params]
     if len(mine) < 2:
         return None
     places = _Place(mine, first), _Place(mine, second)
@@ -141,15 +160,15 @@ def contour(trials: Sequence[FrozenTrial], first: str, second: str) -> Figure | 
     if all(p.choices is None for p in places) and len(mine) > 3:
         with suppress(ValueError, RuntimeError):  # all trials on one line have no triangles
             axes.tricontourf(x, y, value, levels=10, cmap="viridis", alpha=0.7)
-    points = axes.scatter(x, y, c=value, cmap="viridis", edgecolors=LIGHT.ink, linewidths=0.5, s=30)
+    points = axes.scatter(x, y, c=value, cmap="viridis", edgecolors=STYLE.theme.ink, linewidths=0.5, s=30)
     for place, which in zip(places, "xy", strict=True):
         place.dress(axes, which)
-    figure.colorbar(points, label="area, selection states")
+    _bar(figure, points)
     return figure
 
 
 def heat(spec: Spec, trials: Sequence[FrozenTrial], level: Parameter) -> Figure | None:
-    """Mean value of the trials by schedule and noise level; each cell says of how many."""
+    """Mean value of the complete trials by schedule and noise level; each cell says of how many."""
     rows, columns, sums, counts = heat_table(spec, trials, level)
     if not counts.sum():
         return None
@@ -158,26 +177,27 @@ def heat(spec: Spec, trials: Sequence[FrozenTrial], level: Parameter) -> Figure 
     image = axes.imshow(mean, cmap="viridis", aspect="auto")
     middle = (np.nanmin(mean) + np.nanmax(mean)) / 2
     for i, j in np.argwhere(counts > 0):
-        colour = "white" if mean[i, j] <= middle else "black"
+        colour = PALE if mean[i, j] <= middle else "black"
         axes.text(j, i, f"{mean[i, j]:.2f}\nn={int(counts[i, j])}", ha="center", va="center", color=colour, fontsize=7)
     axes.set_xticks(range(len(columns)), columns, fontsize="small")
     axes.set_yticks(range(len(rows)), rows, fontsize="small")
     axes.set(xlabel=level.key, ylabel="schedule")
-    figure.colorbar(image, label="area, selection states")
+    axes.grid(False)
+    _bar(figure, image)
     return figure
 
 
 def heat_table(
     spec: Spec, trials: Sequence[FrozenTrial], level: Parameter
 ) -> tuple[list[str], list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Schedules, levels, and for each pair the sum of the trials' values and their number."""
+    """Schedules, levels, and for each pair the sum of the complete trials' values and their number."""
     key = _schedule(spec)
     studied = next((p for p in spec.space if p.key == key), None)
     fixed = spec.method if key is None else plain(spec.base[key])
     rows = [show(c) for c in studied.choices] if studied else [show(fixed)]
     columns, find = _bins(level)
     sums, counts = np.zeros((len(rows), len(columns))), np.zeros((len(rows), len(columns)))
-    for trial in trials:
+    for trial in _complete(trials):
         values = values_of(trial.params)
         if level.key in values:
             i = rows.index(show(values[key])) if studied and key is not None else 0

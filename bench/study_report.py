@@ -7,20 +7,21 @@ values chose the settings, so they are too high; by how much is said.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench import seeding, stats
+from bench import seeding, stats, study_tables
+from bench.page import Block, Code, Heading, Table, Text, html, markdown
 from bench.store import Store, write_atomic, write_json
 from bench.study_book import Book, mean_of, pretrainings, ranked
 from bench.study_space import Parameter, Values, label, moves, settle, show, values_of
 from bench.study_spec import REPORT, Instance, Spec, entry_of, measure, setting_of
 from bench.study_trials import finished
-from bench.types import InputError
 
 Runs = Mapping[Instance, float]
 Rows = list[list[str]]  # the first is the header
@@ -28,17 +29,19 @@ Rows = list[list[str]]  # the first is the header
 
 @dataclass(frozen=True)
 class Gap:
-    """A mean paired difference with its 95 % interval, which is NaN for fewer than two seeds."""
+    """A mean paired difference with its 95 % interval; all NaN unless every planned pair is there.
+
+    The interval is NaN too for fewer than two seeds, and where all pairs agree: few that do are no certainty.
+    """
 
     value: float
     low: float
     high: float
     pairs: int
+    planned: int
 
     def __str__(self) -> str:
-        if not self.pairs:
-            return "no pair finished"
-        return f"{self.value:+.3f}" + ("" if math.isnan(self.low) else f" [{self.low:+.3f}, {self.high:+.3f}]")
+        return study_tables.difference(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -71,20 +74,21 @@ class Move:
 
 
 def gap(first: Runs, second: Runs, spec: Spec) -> Gap:
-    """Mean of first − second over the instances both have, with a bootstrap over seeds within their tasks."""
-    shared = sorted(set(first) & set(second))
-    if not shared:
-        return Gap(math.nan, math.nan, math.nan, 0)
-    one, other = ({i: runs[i] for i in shared} for runs in (first, second))
-    value = float(np.mean([one[i] - other[i] for i in shared]))
-    try:
-        rng = seeding.rng(spec.seed, "study", "gap")
-        found = stats.paired(one, other, np.mean, rng, stats.Bootstrap(bounds=(-1.0, 1.0)))
-    except InputError:  # one seed in a task has no interval
-        return Gap(value, math.nan, math.nan, len(shared))
-    if found.low == found.high:  # all differences are equal: few seeds that agree are no certainty
-        return Gap(value, math.nan, math.nan, len(shared))
-    return Gap(value, found.low, found.high, len(shared))
+    """Mean of first − second over all instances of the re-test, with a bootstrap over seeds within their tasks.
+
+    It is refused where a run is missing: one that diverged is not missing by chance.
+    """
+    planned = spec.fresh
+    pairs = sum(i in first and i in second for i in planned)
+    if pairs < len(planned):
+        return Gap(math.nan, math.nan, math.nan, pairs, len(planned))
+    value = float(np.mean([first[i] - second[i] for i in planned]))
+    if spec.retest_seeds < 2:
+        return Gap(value, math.nan, math.nan, pairs, pairs)
+    rng = seeding.rng(spec.seed, "study", "gap")
+    found = stats.paired(first, second, np.mean, rng, stats.Bootstrap(bounds=(-1.0, 1.0)), planned)
+    low, high = (found.low, found.high) if found.wide else (math.nan, math.nan)
+    return Gap(value, low, high, pairs, pairs)
 
 
 def candidates(spec: Spec, book: Book) -> list[tuple[str, Values, float]]:
@@ -125,30 +129,16 @@ def neighbours(spec: Spec, best: Values) -> list[Move]:
 
 def sensitivity_rows(found: Sequence[tuple[Move, Gap]]) -> Rows:
     """The sensitivity table: the largest loss first."""
-    rows = [["parameter", "best", "moved to", "success lost", "pairs"]]
-    for move, lost in sorted(found, key=lambda row: -row[1].value if row[1].pairs else math.inf):
-        key, before, after = move.parameter.key, move.before, move.after
-        rows.append([key, show(before) or "all", show(after) or "all", str(lost), str(lost.pairs)])
-    return rows
+    return _rows(study_tables.sensitivity(_sensitivity(found)))
 
 
 def retest_rows(settings: Sequence[Setting], spec: Spec) -> Rows:
     """The re-test table."""
-    base = next((s for s in settings if s.name == "default"), None)
-    rows = [["setting", "study", "re-test", "optimism", "against the default", "runs"]]
-    for s in settings:
-        whole = len(s.runs) == len(spec.fresh)  # means over other runs than the rest's are no comparison
-        against = ""
-        if base is not None and s is not base:
-            against = str(gap(s.runs, base.runs, spec)) if whole else "runs are missing"
-        numbers = [_number(s.study), _number(s.mean), _number(s.optimism, sign=True) if whole else ""]
-        name = s.name if not s.values or s.name == "default" else f"{s.name}: {label(s.values)}"
-        rows.append([name, *numbers, against, f"{len(s.runs)} of {len(spec.fresh)}"])
-    return rows
+    return _rows(study_tables.retest(_retest(settings, spec)))
 
 
-def _number(value: float, sign: bool = False) -> str:
-    return "" if math.isnan(value) else f"{value:+.3f}" if sign else f"{value:.3f}"
+def _rows(table: Table) -> Rows:
+    return [list(table.header), *map(list, table.rows)]
 
 
 def text(rows: Rows) -> str:
@@ -157,20 +147,14 @@ def text(rows: Rows) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def markdown(rows: Rows) -> str:
-    """A table as Markdown."""
-    safe = [[c.replace("|", "\\|") for c in row] for row in rows]
-    lines = [safe[0], ["---"] * len(safe[0]), *safe[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def trial_rows(book: Book) -> Rows:
     """Every trial: state, value, instances, setting, error."""
     rows = [["trial", "state", "value", "instances", "setting", "error"]]
     for t in finished(book.trials()):
         error = str(t.user_attrs.get("error", "")).splitlines()
-        rows.append([str(t.number), t.state.name.lower(), _number(mean_of(t)), str(len(t.intermediate_values)),
-                     label(values_of(t.params)), error[-1] if error else ""])  # fmt: skip
+        measured = [study_tables.number(mean_of(t)), str(len(t.intermediate_values))]
+        why = error[-1] if error else ""
+        rows.append([str(t.number), t.state.name.lower(), *measured, label(values_of(t.params)), why])
     return rows
 
 
@@ -201,48 +185,78 @@ class Findings:
         return self.settings[0] if self.settings else None
 
 
+def default_of(settings: Sequence[Setting]) -> Setting | None:
+    """The default among the re-tested settings."""
+    return next((s for s in settings if s.name == "default"), None)
+
+
 def verdict(spec: Spec, found: Findings) -> list[str]:
     """What to believe, in a few lines."""
     best = found.best
     if best is None or not best.runs:
         return ["no setting was re-tested"]
     lines = [f"best in the study: {best.name}, {label(best.values)}"]
-    lines.append(
-        f"re-test on {len(best.runs)} fresh runs: {best.mean:.3f}; the study said {best.study:.3f}: "
-        f"{best.optimism:+.3f} more, for being chosen on it and for its seeds and start states"
-    )
-    base = next((s for s in found.settings if s.name == "default"), None)
+    runs = f"{len(best.runs)} of {len(spec.fresh)} fresh runs"
+    if len(best.runs) < len(spec.fresh):
+        lines.append(f"re-test on {runs}: {best.mean:.3f}; the others are missing, so nothing is compared")
+    else:
+        lines.append(
+            f"re-test on {runs}: {best.mean:.3f}; the study said {best.study:.3f}: "
+            f"{best.optimism:+.3f} more, for being chosen on it and for its seeds and start states"
+        )
+    base = default_of(found.settings)
     if base is not None and base is not best:
         against = gap(best.runs, base.runs, spec)
-        clear = against.low > 0 or against.high < 0
-        lines.append(f"against the default: {against}" + ("" if clear else "; not told apart from it"))
+        lines.append(f"against the default: {against}{_told(against)}")
     return lines
 
 
-def write(spec: Spec, store: Store, book: Book, folder: Path, found: Findings, command: Sequence[str]) -> Path:
-    """Page, tables and figures in the study's folder; returns the page."""
-    from bench import study_figures
+def _told(against: Gap) -> str:
+    """What the difference to the default says of using the best setting."""
+    if against.low > 0 or math.isnan(against.value):
+        return ""
+    if against.high < 0:
+        return "; the best of the study is worse than the default: keep the default"
+    worse = ", and below it in this re-test" if against.value < 0 else ""
+    return f"; not told apart from it{worse}"
 
-    write_json(folder / "results.json", record(spec, book, found))
-    figures = study_figures.write(spec, book, folder, importances(book))
-    again, uses = pretrainings(book.trials())
-    parts = [
-        f"# Study {spec.name}",
-        f"`{' '.join(command)}`",
-        f"{spec.method} on {', '.join(spec.request.tasks)}, profile {spec.request.profile}; "
-        f"{len(spec.instances)} instances a trial; {again} of {uses} pretrainings shared.",
-        "\n".join(f"- {line}" for line in verdict(spec, found)),
-        "## Re-test", "Area under the success curve on report states and fresh seeds; differences are paired.",
-        markdown(retest_rows(found.settings, spec)),
-        "## Sensitivity", sensitivity_note(found, spec), markdown(sensitivity_rows(found.sensitivity)),
-        "## Space", markdown([["parameter", "range", "default"]] + [
-            [p.key, p.describe(), show(spec.base[p.key]) or "all"] for p in spec.space]),
-        "## Trials", "Area under the success curve on selection states.", markdown(trial_rows(book)),
-        "## Figures", "\n\n".join(f"![{name}]({path.name})" for name, path in figures.items()),
-    ]  # fmt: skip
+
+def write(spec: Spec, store: Store, book: Book, folder: Path, found: Findings, command: Sequence[str]) -> Path:
+    """Findings, pages (report.md and index.html) and figures in the study's folder; returns report.md."""
+    from bench import figures, study_figures
+
+    findings = record(spec, book, found)
+    write_json(folder / "results.json", findings)
+    drawn = study_figures.draw(spec, book, findings["importances"])
+    images = [figures.save(folder, name, figure, caption) for name, (figure, caption) in drawn.items()]
+    blocks = [*_answer(spec, findings, command), *_details(spec, book, found), Heading("Figures"), *images]
     page = folder / "report.md"
-    write_atomic(page, lambda p: p.write_text("\n\n".join(parts) + "\n"))
+    write_atomic(page, lambda p: p.write_text(markdown(blocks, figures="")))
+    write_atomic(folder / "index.html", lambda p: p.write_text(html(blocks, f"Study {spec.name}")))
     return page
+
+
+def _answer(spec: Spec, findings: Mapping[str, Any], command: Sequence[str]) -> list[Block]:
+    again, uses = findings["pretrainings"]["shared"], findings["pretrainings"]["used"]
+    return [
+        Heading(f"Study {spec.name}", 1), Code(shlex.join(command)),
+        Text(f"{spec.method} on {', '.join(spec.request.tasks)}, profile {spec.request.profile}; "
+             f"{len(spec.instances)} instances a trial; {again} of {uses} pretrainings shared."),
+        *(Text(f"{line[0].upper()}{line[1:]}.") for line in findings["verdict"]),
+        Heading("Re-test"), Text(study_tables.RETEST), study_tables.retest(findings["retest"]),
+    ]  # fmt: skip
+
+
+def _details(spec: Spec, book: Book, found: Findings) -> list[Block]:
+    space = [(p.key, p.describe(), show(spec.base[p.key]) or "all") for p in spec.space]
+    header, *trials = trial_rows(book)
+    return [
+        Heading("Sensitivity"), Text(sensitivity_note(found, spec)),
+        *([study_tables.sensitivity(_sensitivity(found.sensitivity))] if found.sensitivity else []),
+        Heading("Space"), Table(("Parameter", "Range", "Default"), tuple(space)),
+        Heading("Trials"), Text("Area under the success curve on selection states."),
+        Table(tuple(header), tuple(map(tuple, trials))),
+    ]  # fmt: skip
 
 
 def sensitivity_note(found: Findings, spec: Spec) -> str:
@@ -258,22 +272,45 @@ def sensitivity_note(found: Findings, spec: Spec) -> str:
 def record(spec: Spec, book: Book, found: Findings) -> dict[str, Any]:
     """The findings as JSON; what is missing is null."""
     best = found.best
-    rows = [
-        {"parameter": m.parameter.key, "best": m.before, "moved_to": m.after, "lost": _json(g.value),
-         "low": _json(g.low), "high": _json(g.high), "pairs": g.pairs}
-        for m, g in found.sensitivity
-    ]  # fmt: skip
-    retest = [
-        {"setting": s.name, "values": s.values, "study": _json(s.study), "retest": _json(s.mean),
-         "optimism": _json(s.optimism), "runs": [[t, seed, v] for (t, seed), v in s.runs.items()]}
-        for s in found.settings
-    ]  # fmt: skip
     again, uses = pretrainings(book.trials())
+    header, *trials = trial_rows(book)
     return {
-        "name": spec.name, "identity": spec.identity(), "best": best.values if best else None, "retest": retest,
-        "sensitivity": rows, "importances": importances(book), "pretrainings": {"shared": again, "used": uses},
-        "trials": [dict(zip(trial_rows(book)[0], row, strict=True)) for row in trial_rows(book)[1:]],
+        "name": spec.name, "identity": spec.identity(), "best": best.values if best else None,
+        "verdict": verdict(spec, found), "retest": _retest(found.settings, spec),
+        "sensitivity": _sensitivity(found.sensitivity), "importances": importances(book),
+        "pretrainings": {"shared": again, "used": uses},
+        "trials": [dict(zip(header, row, strict=True)) for row in trials],
     }  # fmt: skip
+
+
+def _retest(settings: Sequence[Setting], spec: Spec) -> list[dict[str, Any]]:
+    """A row per setting: `finished` of `planned` runs, and its paired difference to the default (null for itself)."""
+    base, planned = default_of(settings), len(spec.fresh)
+    rows = []
+    for s in settings:
+        against = None if base is None or s is base else gap(s.runs, base.runs, spec)
+        rows.append({
+            "setting": s.name, "values": s.values, "study": _json(s.study), "retest": _json(s.mean),
+            "optimism": _json(s.optimism) if len(s.runs) == planned else None, "finished": len(s.runs),
+            "planned": planned, "missing": [[t, seed] for t, seed in spec.fresh if (t, seed) not in s.runs],
+            "runs": [[t, seed, v] for (t, seed), v in s.runs.items()],
+            "against_default": against and _plain(against),
+        })  # fmt: skip
+    return rows
+
+
+def _sensitivity(found: Sequence[tuple[Move, Gap]]) -> list[dict[str, Any]]:
+    """A row per move of the best setting."""
+    rows = []
+    for move, lost in found:
+        row = _plain(lost)
+        row["lost"] = row.pop("value")
+        rows.append({"parameter": move.parameter.key, "best": move.before, "moved_to": move.after, **row})
+    return rows
+
+
+def _plain(found: Gap) -> dict[str, Any]:
+    return {key: _json(value) for key, value in asdict(found).items()}
 
 
 def _json(value: float) -> float | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from bench import curve_stats, seeding, stats
@@ -56,6 +57,7 @@ class Result:
     method: str
     planned: int  # seeds
     seeds: tuple[int, ...]  # finished
+    policy: str = ""  # key of the pretrained policies, one per planned seed: methods that share them have the same
     before: tuple[Before, ...] = ()  # k = 1 and k = K; nothing without a pretrained policy
     runs: tuple[Run, ...] = ()  # one per finished seed
     areas: Array = field(default_factory=lambda: np.zeros((0, 0)))  # (R, S) per seed and start state
@@ -106,18 +108,29 @@ def _runs(frame: pd.DataFrame) -> Iterator[Run]:
         success = rows.pivot_table(index="start", columns="point", values="success", aggfunc="mean").to_numpy(float)
         points = rows.groupby("point")[list(AXES)].first()
         steps = points["control_steps"].to_numpy(float)
-        kept = np.concatenate([[True], np.diff(steps) > 0])  # two points may fall due in one round
+        kept = latest(steps)
         axes = {axis: points[axis].to_numpy(float)[kept] for axis in AXES}
         first = rows.iloc[0]
         spent = {"gradient_steps": float(first["pretrain_steps"]), "wall_seconds": float(first["pretrain_seconds"])}
         yield Run(int(str(seed)), axes, success[:, kept], spent)
 
 
+def latest(x: Array) -> npt.NDArray[np.bool_]:
+    """Which of P evaluation points count on an axis, x (P,), never decreasing → (P,): of those with equal x the last.
+
+    The project's rule for every curve and area. Points fall due by decisions, and two may fall due in one round; on
+    other axes a point may come before anything was spent again, such as gradient steps in the random phase. The later
+    evaluation is never of an earlier policy.
+    """
+    return np.append(np.diff(x) > 0, True) if len(x) else np.zeros(0, dtype=bool)
+
+
 def _result(curves: Curves, cells: pd.DataFrame, runs: list[Run], end: float) -> Result:
     first = cells.iloc[0]
     task, method = str(first["task"]), str(first["method"])
     result = Result(
-        task, method, len(cells), tuple(run.seed for run in runs), _before(curves, task, method), tuple(runs),
+        task, method, len(cells), tuple(run.seed for run in runs),
+        " ".join(sorted(set(cells["coverage_key"]) - {""})), _before(curves, task, method), tuple(runs),
         pretrain_steps=float(cells["pretrain_steps"].mean()),
         pretrain_seconds=float(cells["pretrain_seconds"].mean()), memory=float(cells["peak_memory_mb"].max()),
     )  # fmt: skip
@@ -144,7 +157,7 @@ def _restricted(time: Array, reached: np.ndarray[tuple[int], np.dtype[np.bool_]]
     if not reached.any() or end <= 0:
         return None
     found = curve_stats.restricted_mean(time, reached, end)
-    return Estimate(found.value, NONE, NONE) if len(time) == 1 or found.low == found.high else found
+    return Estimate(found.value, NONE, NONE) if len(time) == 1 or not found.wide else found
 
 
 def _stack(parts: list[Array]) -> Array:
@@ -157,28 +170,29 @@ def _stack(parts: list[Array]) -> Array:
 def estimate(values: Array, rng: np.random.Generator) -> Estimate:
     """Mean of (R, S) with its t interval over seeds and start states; of one seed, over its start states only.
 
-    Where that has no width, as all agree, Wilson's on the R × S values.
+    Where that has no width, as all agree, Wilson's of R attempts: start states of one seed share a policy, so a
+    thousand of them that agree are one run's word. Of one seed too, though it then speaks of other seeds.
     """
     mean, units = float(values.mean()), _units(values)
     found = stats.bootstrap([units], np.mean, rng, SHARE) if len(units) > 1 else Estimate(mean, mean, mean)
-    if found.low < found.high:
+    if found.wide:
         return found
-    return Estimate(mean, *stats.wilson(mean * values.size, values.size))
+    return Estimate(mean, *stats.wilson(mean * len(values), len(values)))
 
 
 def difference(first: Array, second: Array, rng: np.random.Generator) -> Estimate:
     """Mean of first − second, both (R, S), paired by seed and start state, with its interval as in `estimate`.
 
-    Where that has no width, Newcombe's of two rates that are not paired (Statistics in Medicine 17, 873–890, 1998,
-    method 10), which is the wider one.
+    Where that has no width, Newcombe's of two rates of R attempts that are not paired (Statistics in Medicine 17,
+    873–890, 1998, method 10), which is the wider one.
     """
     units = _units(first - second)
     value = float((first - second).mean())
     found = stats.bootstrap([units], np.mean, rng, GAP) if len(units) > 1 else Estimate(value, value, value)
-    if found.low < found.high:
+    if found.wide:
         return found
     a, b = float(first.mean()), float(second.mean())
-    (a_low, a_high), (b_low, b_high) = (stats.wilson(m * first.size, first.size) for m in (a, b))
+    (a_low, a_high), (b_low, b_high) = (stats.wilson(m * len(first), len(first)) for m in (a, b))
     below, above = np.hypot(a - a_low, b_high - b), np.hypot(a_high - a, b - b_low)
     return Estimate(value, float(value - below), float(value + above))
 

@@ -199,3 +199,7 @@ class Fabricated:
             for i in range(10)
             for d in range(12)
         ]
+
+
+def cell_of(run: Fabricated, method: str, seed: int) -> dict[str, Any]:
+    return next(c for c in run.cells if (c["method"], c["seed"]) == (method, seed))

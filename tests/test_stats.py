@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from itertools import combinations
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from bench import curve_stats, stats
+from bench import curve_stats, rank_stats, stats
 from bench.stats import Bootstrap, interquartile_mean
 from bench.types import InputError
 
@@ -92,48 +91,6 @@ def test_on_grid_agrees_with_numpy() -> None:
     grid = np.array([-5.0, 0.0, 1.0, 3.0, 6.9, 20.0, 30.0])
     np.testing.assert_allclose(stats.on_grid(grid, x, y), np.interp(grid, x, y), atol=1e-12)
     np.testing.assert_allclose(stats.on_grid(grid, [5.0], [0.25]), np.full(7, 0.25))
-
-
-def test_steps_to_a_threshold() -> None:
-    assert curve_stats.steps_to([0, 10, 20, 30], [0.1, 0.5, 0.2, 0.9], 0.5) == 10
-    assert curve_stats.steps_to([0, 10], [0.1, 0.2], 0.5) is None
-
-
-def test_bootstrap_over_seeds_agrees_with_scipy() -> None:
-    values = rng().random(30)
-    ours = stats.interval(curve_stats.resample(values[:, None], rng(), draws=20_000))
-    theirs = reference.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", random_state=1)
-    np.testing.assert_allclose(ours, theirs.confidence_interval, atol=0.005)
-
-
-def test_bootstrap_draws_are_averages_of_rows_and_columns() -> None:
-    values = np.array([[0.0, 1.0], [10.0, 11.0]])
-    draws = curve_stats.resample(values, rng(), draws=500)
-    # row weight in {0, 1/2, 1} × 10 plus column weight in {0, 1/2, 1}
-    assert set(np.round(draws, 6)) == {a * 10 + b for a in (0, 0.5, 1) for b in (0, 0.5, 1)}
-    assert curve_stats.resample(np.ones((3, 4, 5)), rng(), draws=7).shape == (7, 5)
-
-
-def test_start_states_shared_by_seeds_widen_the_interval() -> None:
-    """Hard and easy start states: drawing them once per resample must not average their difference away."""
-    values = np.tile([0.0, 1.0], (20, 10))  # 20 seeds that agree, 20 start states that do not
-    low, high = stats.interval(curve_stats.resample(values, rng()))
-    assert 0.15 < high - 0.5 < 0.3 and 0.15 < 0.5 - low < 0.3  # 1.96 · 0.5 / √20 = 0.22
-
-
-def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    generator, hits = np.random.default_rng(5), 0
-    for _ in range(200):
-        low, high = stats.interval(curve_stats.resample(generator.normal(size=(30, 1)), generator, draws=400))
-        hits += low <= 0 <= high
-    assert 176 <= hits <= 199  # 95 % nominal
-
-
-def test_equal_generators_give_equal_intervals() -> None:
-    values = rng().random((4, 6))
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
-    np.testing.assert_array_equal(curve_stats.resample(values, rng()), curve_stats.resample(values, rng()))
-    np.testing.assert_array_equal(state, np.random.get_state()[1])  # noqa: NPY002
 
 
 # the t interval
@@ -297,7 +254,7 @@ def test_new_intervals_reproduce_and_follow_their_generator() -> None:
         lambda g: stats.bootstrap(scores, interquartile_mean, g),
         lambda g: stats.bootstrap(scores, interquartile_mean, g, Bootstrap(tasks=True)),
         lambda g: tuple(stats.performance_profile(scores, [0.5], g).low),
-        lambda g: stats.rank_correlation(scores[0].ravel(), scores[1].ravel(), g),
+        lambda g: rank_stats.rank_correlation(scores[0].ravel(), scores[1].ravel(), g),
     ]
     for call in calls:
         assert call(rng()) == call(rng()) != call(np.random.default_rng(1))
@@ -322,194 +279,6 @@ def test_profile_of_successes_is_their_mean() -> None:
     assert (profile.value[0], profile.low[0], profile.high[0]) == pytest.approx((mean.value, mean.low, mean.high))
 
 
-def test_probability_of_improvement_agrees_with_mann_whitney() -> None:
-    g = rng()
-    first, second = ([np.round(g.random(n), 1) for n in counts] for counts in ((5, 8, 3), (4, 8, 6)))  # with ties
-    shares = [reference.mannwhitneyu(x, y).statistic / (len(x) * len(y)) for x, y in zip(first, second, strict=True)]
-    found, back = (stats.probability_of_improvement(*sides) for sides in ((first, second), (second, first)))
-    assert found.value == pytest.approx(np.mean(shares))
-    assert (back.low, back.value, back.high) == pytest.approx((1 - found.high, 1 - found.value, 1 - found.low))
-
-
-def test_interval_of_the_probability_of_improvement_is_wilsons_for_single_runs() -> None:
-    # one run each: every task is one coin toss
-    for wins in range(6):
-        first = [[1.0]] * wins + [[0.0]] * (5 - wins)
-        found = stats.probability_of_improvement(first, [[0.5]] * 5, confidence=0.9)
-        assert (found.low, found.high) == pytest.approx(stats.wilson(wins, 5, 0.9), abs=1e-6)
-    # more runs leave less doubt
-    widths = [np.ptp([f.low, f.high]) for n in (2, 5, 50) if (f := _improvement(n))]
-    assert widths[0] > widths[1] > widths[2] > 0
-
-
-def _improvement(runs: int) -> stats.Estimate:
-    return stats.probability_of_improvement([np.ones(runs)], [np.zeros(runs)])
-
-
-def test_probability_of_improvement_solves_newcombes_equation() -> None:
-    x, y = [3.0, 5.0, 6.0, 8.0], [1.0, 4.0, 7.0]
-    found = stats.probability_of_improvement([x], [y])
-    assert found.value == pytest.approx(8 / 12)
-    for p in (found.low, found.high):
-        either = (1 - p) / (2 - p) + p / (1 + p)
-        assert (p - 8 / 12) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) * (1 + 2.5 * either) / 12, rel=1e-5)
-    assert found.low < 8 / 12 < found.high
-
-
-@pytest.mark.parametrize("sides", [([[1.0]], [[1.0], [2.0]]), ([[]], [[1.0]]), ([], [])])
-def test_probability_of_improvement_needs_a_run_on_every_task(
-    sides: tuple[list[list[float]], list[list[float]]],
-) -> None:
-    with pytest.raises(InputError, match="every task"):
-        stats.probability_of_improvement(*sides)
-
-
-def test_rank_correlation_agrees_with_scipy() -> None:
-    x = np.round(rng().random(30), 1)  # with ties
-    y = np.round(x + np.random.default_rng(1).normal(size=30) / 3, 1)
-    found = stats.rank_correlation(x, y, rng())
-    theirs = reference.bootstrap(
-        (x, y), lambda a, b: reference.spearmanr(a, b).statistic,
-        paired=True, vectorized=False, n_resamples=1000, method="percentile", random_state=1,
-    )  # fmt: skip
-    assert found.value == pytest.approx(reference.spearmanr(x, y).statistic)
-    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.05)
-
-
-def test_rank_correlation_at_its_ends() -> None:
-    x = np.arange(8.0)
-    found = stats.rank_correlation(x, x**3, rng())
-    assert (found.value, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
-    assert stats.rank_correlation(x, -x, rng()).high == pytest.approx(-1.0)
-    lone = np.array([0.0, 0.0, 0.0, 0.0, 1.0])  # a third of the resamples leave the last pair out: no order, no NaN
-    found = stats.rank_correlation(lone, lone, rng())
-    assert (found.value, found.low, found.high) == pytest.approx((1.0, 0.0, 1.0))
-    for short in ([1, 2, 3], [1, 1, 1, 1]):
-        with pytest.raises(InputError, match="four pairs"):
-            stats.rank_correlation(short, np.arange(len(short)), rng())
-
-
-# how many more seeds
-
-
-@pytest.mark.parametrize(("effect", "needed"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
-def test_seeds_to_decide_agrees_with_published_sample_sizes(effect: float, needed: int) -> None:
-    """One-sample t-test, two-sided, level 0.05, power 0.8: the values that G*Power gives for Cohen's effects."""
-    differences = np.array([-1.0, 0.0, 1.0]) + effect  # standard deviation 1
-    assert stats.seeds_to_decide(differences) == needed - 3
-    assert stats.seeds_to_decide(-1000 * differences) == needed - 3
-
-
-@pytest.mark.parametrize("power", [0.5, 0.8, 0.95])
-@pytest.mark.parametrize("effect", [0.05, 0.3, 0.45, 0.7, 1.1, 1.9])
-def test_seeds_to_decide_is_the_fewest(effect: float, power: float) -> None:
-    def reached(n: int) -> bool:
-        edge = reference.t.isf(0.025, n - 1)
-        return bool(1 - reference.nct.cdf(edge, n - 1, effect * np.sqrt(n)) >= power)
-
-    more = stats.seeds_to_decide(np.array([-1.0, 0.0, 1.0]) + effect, power)
-    assert more is not None and reached(3 + more) and (more == 1 or not reached(2 + more))
-
-
-def test_seeds_to_decide_reaches_its_power_in_simulation() -> None:
-    differences = np.array([-1.0, 0.0, 1.0]) + 0.7
-    more = stats.seeds_to_decide(differences, power=0.9, level=0.01)
-    assert more is not None
-    draws = rng().normal(0.7, 1.0, size=(20_000, 3 + more))
-    assert (reference.ttest_1samp(draws, 0, axis=1).pvalue < 0.01).mean() == pytest.approx(0.9, abs=0.012)
-
-
-def test_seeds_to_decide_at_its_ends() -> None:
-    assert stats.seeds_to_decide([0.5, 0.6, 0.55]) == 0  # decided already
-    assert stats.seeds_to_decide([0.2, 0.2]) == 0
-    assert stats.seeds_to_decide([-0.5, 0.5]) is None
-    assert stats.seeds_to_decide([0.0, 0.0, 0.0]) is None
-    # a hundredth of a standard deviation: (1.95996 + 0.84162)² · 10⁴ + 1.95996² / 2 = 78490.7
-    assert stats.seeds_to_decide(np.array([-1.0, 0.0, 1.0]) + 0.01) == 78_491 - 3
-    with pytest.raises(InputError, match="two seeds"):
-        stats.seeds_to_decide([0.5])
-
-
-# times to a threshold
-
-
-def test_times_to_a_threshold_are_censored_where_curves_end() -> None:
-    time, reached = curve_stats.times_to([([0, 10, 20], [0, 0.6, 0.2]), ([0, 10, 30], [0, 0.1, 0.4])], 0.5)
-    assert time.tolist() == [10, 30] and reached.tolist() == [True, False]
-
-
-# 6-mercaptopurine arm of Freireich et al. 1963, weeks in remission; the estimates are in every textbook
-WEEKS = [6, 6, 6, 6, 7, 9, 10, 10, 11, 13, 16, 17, 19, 20, 22, 23, 25, 32, 32, 34, 35]
-RELAPSE = [c == "1" for c in "111010100110001100000"]
-
-
-def test_kaplan_meier_of_a_textbook() -> None:
-    found = curve_stats.kaplan_meier(WEEKS, RELAPSE)
-    assert found.time.tolist() == [6, 7, 10, 13, 16, 22, 23]
-    np.testing.assert_allclose(found.share, [0.857, 0.807, 0.753, 0.690, 0.627, 0.538, 0.448], atol=5e-4)
-    np.testing.assert_allclose(found.error(), [0.0764, 0.0869, 0.0963, 0.1068, 0.1141, 0.1282, 0.1346], atol=5e-5)
-    assert found.median() == 23 and found.runs == 21 and found.end == 35
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_kaplan_meier_agrees_with_scipy(seed: int) -> None:
-    g = np.random.default_rng(seed)
-    time, reached = g.integers(1, 15, size=30).astype(float), g.random(30) < 0.7
-    found = curve_stats.kaplan_meier(time, reached)
-    theirs = reference.ecdf(reference.CensoredData(uncensored=time[reached], right=time[~reached])).sf
-    np.testing.assert_allclose(found.share, theirs.evaluate(found.time), atol=1e-12)
-    inner = found.share > 0
-    with warnings.catch_warnings():  # scipy has no interval where no run is left
-        warnings.simplefilter("ignore", RuntimeWarning)
-        high = theirs.confidence_interval(0.95).high.evaluate(found.time)
-    expected = np.clip(found.share + 1.959964 * found.error(), 0, 1)
-    np.testing.assert_allclose(high[inner], expected[inner], atol=1e-6)
-
-
-def test_restricted_mean_by_hand() -> None:
-    # reached at 1 (of 3 runs), censored at 2, reached at 3 (of 1): 1 + 2/3 · 2; error (4/3)² / (3 · 2)
-    survival = curve_stats.kaplan_meier([1, 2, 3], [True, False, True])
-    assert survival.share == pytest.approx([2 / 3, 0])
-    assert survival.restricted_mean(3) == pytest.approx((7 / 3, np.sqrt(16 / 9 / 6)))
-    assert survival.restricted_mean(5) == pytest.approx((7 / 3, np.sqrt(16 / 9 / 6)))  # all are there: nothing to add
-    assert survival.restricted_mean(2) == pytest.approx((1 + 2 / 3, np.sqrt(4 / 9 / 6)))
-    assert survival.restricted_mean(0.5) == pytest.approx((0.5, 0.0))
-
-
-def test_restricted_mean_without_censoring_is_the_mean() -> None:
-    time = rng().random(12) * 100
-    capped = np.minimum(time, 60)
-    expected = reference.ttest_1samp(capped, 0).confidence_interval()
-    found = curve_stats.restricted_mean(time, np.ones(12, bool), 60)
-    assert (found.value, found.low, found.high) == pytest.approx((capped.mean(), expected.low, expected.high))
-    # that runs are cut at the horizon changes nothing
-    cut = curve_stats.restricted_mean(capped, time < 60, 60)
-    assert (cut.value, cut.low, cut.high) == pytest.approx((found.value, found.low, found.high))
-
-
-def test_time_to_threshold_that_few_runs_reach() -> None:
-    survival = curve_stats.kaplan_meier([10, 50, 50], [True, False, False])
-    assert survival.median() == np.inf
-    assert curve_stats.kaplan_meier([50, 50], [False, False]).median() == np.inf
-    assert curve_stats.kaplan_meier([50, 50], [False, False]).restricted_mean(50) == (50.0, 0.0)
-    assert curve_stats.kaplan_meier([10, 20, 30, 30], [True, True, False, False]).median() == 20
-    assert curve_stats.restricted_mean([10], [True], 50) == stats.Estimate(10.0, 0.0, 50.0)
-    found = curve_stats.restricted_mean([10, 50, 50], [True, False, False], 50)
-    assert found.low >= 0 and found.high == 50
-    for horizon in (0, 51):
-        with pytest.raises(InputError, match="horizon"):
-            survival.restricted_mean(horizon)
-
-
-@pytest.mark.parametrize(
-    ("time", "reached"),
-    [([], []), ([1, 2], [True]), ([1, 2], [1.0, np.nan]), ([1, np.inf], [True, False]), ([-1], [True])],
-)
-def test_kaplan_meier_refuses_what_is_no_time(time: list[float], reached: list[bool]) -> None:
-    with pytest.raises(InputError, match="time"):
-        curve_stats.kaplan_meier(time, np.array(reached, dtype=float if np.nan in reached else bool))
-
-
 # nothing missing is left out in silence
 
 
@@ -521,8 +290,8 @@ def test_kaplan_meier_refuses_what_is_no_time(time: list[float], reached: list[b
         lambda gap: curve_stats.resample(gap[:, None], rng()),
         lambda gap: stats.bootstrap([np.zeros(5), gap], np.mean, rng()),
         lambda gap: stats.performance_profile([gap], [0.5], rng()),
-        lambda gap: stats.probability_of_improvement([np.zeros(5)], [gap]),
-        lambda gap: stats.rank_correlation(np.arange(5), gap, rng()),
+        lambda gap: rank_stats.probability_of_improvement([np.zeros(5)], [gap]),
+        lambda gap: rank_stats.rank_correlation(np.arange(5), gap, rng()),
         lambda gap: stats.seeds_to_decide(gap),
         lambda gap: stats.area(np.arange(5), gap, 4),
         lambda gap: curve_stats.steps_to(np.arange(5), gap, 0.5),

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from mlflow import MlflowClient
 from optuna.trial import TrialState
 from studies import SEARCH, by_start, made, spec_of
 
-from bench import cli, study_book, study_figures, study_report, study_space, study_spec, study_tracking
+from bench import (
+    cli,
+    figures,
+    report_studies,
+    study_book,
+    study_figures,
+    study_report,
+    study_space,
+    study_spec,
+    study_tables,
+    study_tracking,
+    tracking_studies,
+)
+from bench.figures import Style
+from bench.page import INK, LINE, PAPER, Image, Table
 from bench.plan import make_plan
-from bench.store import Store
-from bench.study_report import Findings, Gap, Move, Setting
+from bench.store import Store, read_json
+from bench.study_report import Findings, Move, Setting
 from bench.study_space import Parameter
-from bench.study_spec import RETEST_SEEDS
+from bench.study_spec import RETEST_SEEDS, Spec
 
 # What is reported
 
@@ -49,40 +67,126 @@ def test_neighbours_keep_what_still_counts() -> None:
     assert linear.values == {"csp.schedule": "linear", "csp.start": None, "csp.stop": 0.0, "csp.length": 0.5}
 
 
+def fresh(spec: Spec, *values: float) -> dict[tuple[str, int], float]:
+    """The runs of a re-test; fewer values than seeds leave the last ones missing."""
+    return dict(zip(spec.fresh, values, strict=False))
+
+
 def test_sensitivity_of_known_numbers() -> None:
-    """Pairs that all differ by 0.2 leave no doubt; unpaired noise of ±0.3 between seeds must not matter."""
+    """Pairs that all but agree leave little doubt; unpaired noise of ±0.3 between seeds must not matter."""
     spec = spec_of(*SEARCH, "--seeds", "1", "--retest-seeds", "4")
-    best = {("toy/reach", i): 0.5 + 0.3 * (-1) ** i for i in range(4)}
-    worse = {k: v - 0.2 for k, v in best.items()}
+    best = fresh(spec, 0.8, 0.2, 0.8, 0.2)
+    worse = {k: v - lost for (k, v), lost in zip(best.items(), (0.19, 0.2, 0.2, 0.21), strict=True)}
     lost = study_report.gap(best, worse, spec)
-    assert lost.value == pytest.approx(0.2) and lost.low == pytest.approx(0.2) and lost.pairs == 4
-    mixed = {k: v - 0.1 * k[1] for k, v in best.items()}  # 0, 0.1, 0.2, 0.3
+    assert lost.value == pytest.approx(0.2) and 0.18 < lost.low < lost.high < 0.22 and lost.pairs == lost.planned == 4
+    mixed = {k: v - 0.1 * i for i, (k, v) in enumerate(best.items())}  # 0, 0.1, 0.2, 0.3
     wide = study_report.gap(best, mixed, spec)
     assert wide.value == pytest.approx(0.15) and wide.low < 0.1 < 0.2 < wide.high
-    partly = study_report.gap(best, {k: worse[k] for k in list(worse)[:3]}, spec)
-    assert partly.pairs == 3 and partly.value == pytest.approx(0.2)
-    single = study_report.gap({("t", 0): 0.5}, {("t", 0): 0.25}, spec)
-    assert str(single) == "+0.250" and str(study_report.gap({}, best, spec)) == "no pair finished"
+    alike = study_report.gap(best, {k: v - 0.2 for k, v in best.items()}, spec)
+    assert str(alike) == "+0.200"  # four seeds that agree, but for rounding, say nothing of how far others would differ
     p = spec.space[0]
     rows = study_report.sensitivity_rows([
         (Move(p, "constant", "linear", {}), wide), (Move(p, "constant", "cosine", {}), lost),
-        (Move(p, "constant", "success", {}), Gap(math.nan, math.nan, math.nan, 0)),
+        (Move(p, "constant", "success", {}), study_report.gap(best, {}, spec)),
     ])  # fmt: skip
-    assert [row[2] for row in rows] == ["moved to", "cosine", "linear", "success"]
-    assert rows[1][3] == "+0.200 [+0.200, +0.200]"
+    assert [row[2] for row in rows] == ["Moved to", "cosine", "linear", "success"]
+    assert rows[1][3].startswith("+0.200 [+0.18") and rows[3][3:] == ["refused: 0 of 4 pairs", "0 of 4"]
+
+
+def test_missing_runs_of_a_retest_are_counted_and_nothing_is_compared() -> None:
+    """The run that is missing may be missing because it diverged."""
+    spec = spec_of(*SEARCH, "--seeds", "1", "--retest-seeds", "3")
+    base = Setting("default", {}, 0.4, fresh(spec, 0.3, 0.4, 0.5))
+    best = Setting("trial 7", {"csp.start": 0.5}, 0.9, fresh(spec, 0.8, 0.9))
+    found = study_report.gap(best.runs, base.runs, spec)
+    assert math.isnan(found.value) and math.isnan(found.low) and (found.pairs, found.planned) == (2, 3)
+    assert str(found) == "refused: 2 of 3 pairs"
+    rows = study_report.retest_rows([best, base], spec)
+    assert rows[1][3:] == ["–", "refused: 2 of 3 pairs", "2 of 3"] and rows[2][5] == "3 of 3"
+    said = study_report.verdict(spec, Findings((best, base), ()))
+    assert "re-test on 2 of 3 fresh runs: 0.850; the others are missing" in said[1] and "promised" not in said[1]
+    assert said[2] == "against the default: refused: 2 of 3 pairs"
+    row, other = study_report._retest([best, base], spec)
+    assert row["missing"] == [["toy/reach", RETEST_SEEDS + 2]] and (row["finished"], row["planned"]) == (2, 3)
+    assert row["optimism"] is None and row["against_default"] == {
+        "value": None, "low": None, "high": None, "pairs": 2, "planned": 3
+    }  # fmt: skip
+    assert other["against_default"] is None and other["missing"] == []
+    single = spec_of(*SEARCH, "--seeds", "1", "--retest-seeds", "1")
+    assert str(study_report.gap(fresh(single, 0.5), fresh(single, 0.25), single)) == "+0.250"
 
 
 def test_optimism_is_the_study_minus_the_retest() -> None:
     spec = spec_of(*SEARCH)
-    base = Setting("default", {}, 0.4, {("toy/reach", i): 0.4 for i in range(3)})
-    best = Setting("trial 7", {"csp.start": 0.5}, 0.9, {("toy/reach", i): 0.6 for i in range(3)})
+    base = Setting("default", {}, 0.4, fresh(spec, 0.4, 0.4, 0.4))
+    best = Setting("trial 7", {"csp.start": 0.5}, 0.9, fresh(spec, 0.59, 0.6, 0.61))
     rows = study_report.retest_rows([best, base], spec)
     assert rows[1][:4] == ["trial 7: csp.start=0.5", "0.900", "0.600", "+0.300"]
-    assert rows[1][4] == "+0.200 [+0.200, +0.200]" and rows[2][4] == ""
+    assert rows[1][4].startswith("+0.200 [+0.17") and rows[2][4] == "–"
     text = " ".join(study_report.verdict(spec, Findings((best, base), ())))
-    assert "+0.300 more, for being chosen" in text and "not told apart" not in text
-    none = Setting("trial 7", {}, 0.9, base.runs)
-    assert "not told apart" in " ".join(study_report.verdict(spec, Findings((none, base), ())))
+    assert "+0.300 more, for being chosen" in text and "not told apart" not in text and "worse" not in text
+
+
+@pytest.mark.parametrize(
+    ("reached", "said"),
+    [
+        ((0.4, 0.4, 0.4), "; not told apart from it"),
+        ((0.1, 0.5, 0.4), "; not told apart from it, and below it in this re-test"),
+        ((0.2, 0.21, 0.19), "; the best of the study is worse than the default: keep the default"),
+    ],
+)
+def test_a_best_setting_that_is_no_better_is_said_to_be(reached: tuple[float, ...], said: str) -> None:
+    spec = spec_of(*SEARCH)
+    base = Setting("default", {}, 0.4, fresh(spec, 0.4, 0.4, 0.4))
+    best = Setting("trial 7", {"csp.start": 0.5}, 0.9, fresh(spec, *reached))
+    assert study_report.verdict(spec, Findings((best, base), ()))[2].endswith(said)
+
+
+def test_pages_of_a_study_have_their_figures(tmp_path: Path) -> None:
+    """report.md beside them, index.html with them inside; what a run's report says of a study is made from the same."""
+    spec = spec_of(*SEARCH, "--seeds", "1", "--trials", "8", "--name", "x")
+    book, _ = made(spec, tmp_path, by_start)
+    settings = tuple(
+        Setting(name, values, study, fresh(spec, *(study - 0.1 * i for i in range(3))))
+        for name, values, study in study_report.candidates(spec, book)
+    )
+    moved = [(m, study_report.gap(settings[0].runs, settings[-1].runs, spec))
+             for m in study_report.neighbours(spec, settings[0].values)]  # fmt: skip
+    found = Findings(settings, tuple(moved))
+    page = study_report.write(spec, Store(tmp_path), book, book.folder, found, ["bench", "study", "--name", "a b"])
+    text, whole = page.read_text(), page.with_name("index.html").read_text()
+    named = set(re.findall(r"\]\(([^)]+)\)", text))
+    assert {"history.png", "slice.png", "contour.png", "noise_schedule.png"} <= named
+    assert named == {p.name for p in page.parent.glob("*.png")}
+    assert {p.stem for p in page.parent.glob("*.svg")} == {p.stem for p in page.parent.glob("*.png")}
+    assert whole.count("<svg") == len(named) and "src=" not in whole and "bench study --name 'a b'" in text
+    results = read_json(page.with_name("results.json"))
+    assert results["retest"][0]["planned"] == 3
+    assert results["retest"][-1]["against_default"]["pairs"] == 3 and results["verdict"][0].startswith("best in")
+    (tmp_path / "figures").mkdir()
+    blocks = report_studies.blocks(report_studies.find(tmp_path), Style(()), tmp_path / "figures",
+                                   partial(figures.save, tmp_path / "figures"))  # fmt: skip
+    tables = [b.rows for b in blocks if isinstance(b, Table)]
+    assert tables == [
+        study_tables.retest(results["retest"]).rows,
+        study_tables.sensitivity(results["sensitivity"]).rows,
+    ]
+    assert [list(row) for row in tables[0]] == study_report.retest_rows(settings, spec)[1:]
+    shown = {b.name for b in blocks if isinstance(b, Image)}
+    for kind in ("png", "svg"):
+        assert shown == {p.stem for p in (tmp_path / "figures").glob(f"*.{kind}")}
+    assert {f"study_x_{name.removesuffix('.png')}" for name in named} == shown - {"study_x_sensitivity"}
+
+
+def test_white_on_dark_cells_stays_white_on_dark_paper(tmp_path: Path) -> None:
+    """The page puts its own paper in the place of plain white."""
+    spec = spec_of("--method", "csp", "--grid", "csp.schedule=constant,linear", "--grid", "csp.start=0.25,0.75",
+                   "--seeds", "1")  # fmt: skip
+    book, _ = made(spec, tmp_path, by_start)
+    figure = study_figures.heat(spec, book.trials(), next(p for p in spec.space if p.axis == "level"))
+    assert figure is not None
+    colours = {to_hex(t.get_color()) for t in figure.axes[0].texts}
+    assert len(colours) == 2 and not colours & {INK, LINE, PAPER}
 
 
 def test_candidates_are_the_best_and_the_default(tmp_path: Path) -> None:
@@ -109,6 +213,16 @@ def test_noise_and_schedule_are_counted(tmp_path: Path) -> None:
     )
     assert rows == ["constant"] and columns[0] == "0 to 0.25" and columns[-1] == "auto" and counts.sum() == 12
     assert sums[0, -1] / counts[0, -1] == pytest.approx(0.9)
+
+
+def test_pruned_trials_are_not_pooled_with_complete_ones(tmp_path: Path) -> None:
+    """A pruned trial stopped for being low, and has a mean over fewer instances."""
+    spec = spec_of("--method", "csp", "--space", "csp.start", "--trials", "2", "--seeds", "5", "--name", "x")
+    given = iter([0.9] * 5 + [0.1] * 4)
+    book, _ = made(spec, tmp_path, lambda cell: next(given))
+    assert [t.state for t in book.trials()] == [TrialState.COMPLETE, TrialState.PRUNED]
+    _, _, sums, counts = study_figures.heat_table(spec, book.trials(), spec.space[0])
+    assert counts.sum() == 1 and sums.sum() == pytest.approx(0.9)
 
 
 def test_the_best_setting_is_a_file_that_run_takes(tmp_path: Path) -> None:
@@ -140,13 +254,15 @@ def test_mlflow_has_study_trial_and_seed(tmp_path: Path) -> None:
     book, _ = made(spec, tmp_path, score)
     store, uri = Store(tmp_path), f"sqlite:///{tmp_path}/mlflow.db"
     study_report.write(spec, store, book, book.folder, Findings((), ()), ["bench"])
-    mirror = study_tracking.Mirror(store, book, uri)
+    mirror = study_tracking.Mirror(store, tracking_studies.of_book(book), uri)
     mirror.sync()
-    runs = list(mirror.runs.values())
-    study_tracking.Mirror(store, book, uri).sync()
-    found = mirror.client.search_runs([mirror.experiment])
-    assert len(found) == len(runs), "a second mirror adds nothing"
-    place = {r.data.tags["bench.place"]: r for r in found}
+    client, counts = MlflowClient(uri), []
+    for _ in range(2):
+        found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        counts.append(len(found))
+        study_tracking.Mirror(store, tracking_studies.of_book(book), uri).sync()
+    assert counts[0] == counts[1] > 3, "a second mirror adds nothing"
+    place = {r.data.tags.get("bench.place", ""): r for r in found}
     assert place[""].info.status == "FINISHED" and place[""].data.metrics["best_value"] == pytest.approx(0.9)
     states = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
     assert [t.state for t in book.trials()] == list(states)
@@ -158,6 +274,6 @@ def test_mlflow_has_study_trial_and_seed(tmp_path: Path) -> None:
             seed = place[f"{t.number}/{step}"]
             assert seed.data.tags["mlflow.parentRunId"] == run.info.run_id and seed.info.status == "FINISHED"
             assert seed.data.metrics["selection_success_rate"] == pytest.approx(t.intermediate_values[step])
-        history = mirror.client.get_metric_history(run.info.run_id, "instance_value")
+        history = client.get_metric_history(run.info.run_id, "instance_value")
         assert len(history) == len(t.intermediate_values)
     assert len({name for r in found for name in r.data.metrics}) < 40
