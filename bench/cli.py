@@ -50,7 +50,7 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run a comparison; finished work is skipped, a killed run goes on")
-    run.add_argument("--methods", help="all, or ids separated by commas (default: all)")
+    run.add_argument("--methods", help="all, or ids separated by commas (default: the profile's methods)")
     run.add_argument("--tasks", help="all, suites or suite/task, separated by commas (default: the profile's tasks)")
     run.add_argument("--seeds", help="a number of seeds (5) or a list (0,3,7) (default: the profile's)")
     run.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: {DEFAULT_PROFILE})")
@@ -78,7 +78,7 @@ def parser() -> Parser:
     for command in (run, study, report, sync, ui, show, listing):
         command.add_argument("--results", type=Path, default=Path(RESULTS), help=f"results folder (default: {RESULTS})")
     perf = commands.add_parser("perf", help="measure speed, each figure beside its baseline")
-    perf.add_argument("--methods", default="all", help="all, or ids separated by commas (default: all)")
+    perf.add_argument("--methods", help="all, or ids separated by commas (default: the quick profile's)")
     perf.add_argument("--tasks", help="all, suites or suite/task, separated by commas (default: the quick profile's)")
     perf.add_argument(
         "--quick", action="store_true", help="the first method and the first task of each suite, shorter turns"
@@ -91,12 +91,14 @@ def parser() -> Parser:
 def _study_options(commands: Any) -> Any:
     """The options of `study`; with `--methods`, `--tasks` and the like as in `run`."""
     study = commands.add_parser("study", help="search for a method's best setting; a killed study goes on")
-    study.add_argument("--methods", "--method", help="all, or ids separated by commas; one study each (default: all)")
+    study.add_argument(
+        "--methods", "--method", help="all, or ids separated by commas; one study each (default: the profile's)"
+    )
     study.add_argument("--tasks", help="all, suites or suite/task, separated by commas (default: the profile's tasks)")
     study.add_argument("--space", help="what to search: noise, schedule, rl, all, or fields, separated by commas")
     study.add_argument("--grid", action="append", default=[], metavar="KEY=V1,V2", help="sweep these values instead")
     study.add_argument("--trials", type=int, help="settings to try (default: 20)")
-    study.add_argument("--seeds", default="3", help="tuning seeds of each trial: a number or a list (default: 3)")
+    study.add_argument("--seeds", help="tuning seeds of each trial: a number or a list (default: the file's, else 3)")
     study.add_argument("--best", type=int, default=3, help="best settings re-tested beside the default (default: 3)")
     study.add_argument("--retest-seeds", type=int, default=3, help="fresh seeds of the re-test (default: 3)")
     words, what = ("auto", "yes", "no"), "move the best setting's parameters one by one (auto: if the trials cost more)"
@@ -149,7 +151,7 @@ def request_of(args: argparse.Namespace) -> Request:
     if profile not in PROFILES:
         raise InputError(f"unknown profile {profile!r}{cfg.nearest(profile, PROFILES)}; known: {', '.join(PROFILES)}")
     return Request(
-        registry.select_methods("all" if methods is None else methods), registry.select_tasks(tasks, profile),
+        registry.select_methods(methods, profile), registry.select_tasks(tasks, profile),
         parse_seeds(str(SEEDS[profile]) if seeds is None else seeds), profile,
         cfg.flat(file), per_task, dict(_pair(text) for text in args.set),
     )  # fmt: skip
@@ -286,9 +288,8 @@ def chosen(store: Store, name: str | None) -> tuple[Path | None, list[Path]]:
     found = {p.name: p for p in study_folders(store)}
     if name is not None and name in found:
         return None, [found[name]]
-    if name is None and found and not store.runs():
-        return None, list(found.values())
-    return chosen_run(store, name), list(found.values()) if name is None else []
+    run = None if name is None and found and not store.runs() else chosen_run(store, name)
+    return run, list(found.values()) if name is None else []
 
 
 def command_sync(args: argparse.Namespace) -> int:
@@ -362,8 +363,7 @@ def command_list(args: argparse.Namespace) -> int:
 
 
 def _list_studies(store: Store) -> None:
-    folders = study_folders(store)
-    if folders:
+    if folders := study_folders(store):
         from bench import tracking_show as words
 
         print("studies\n" + "\n".join(f"  {words.study_summary(folder)}" for folder in folders))
@@ -371,7 +371,10 @@ def _list_studies(store: Store) -> None:
 
 def command_perf(args: argparse.Namespace) -> int:
     """Measure speed; writes JSON and tables under perf/ in the results folder."""
-    methods, tasks = registry.select_methods(args.methods), registry.select_tasks(args.tasks, DEFAULT_PROFILE)
+    methods, tasks = (
+        registry.select_methods(args.methods, DEFAULT_PROFILE),
+        registry.select_tasks(args.tasks, DEFAULT_PROFILE),
+    )
     Store(args.results)  # says if it cannot be written
     from bench import perf
 

@@ -6,12 +6,18 @@ import json
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+import filelock
+import numpy as np
 import pytest
 from fabricate import KINDS, Fabricated
+from safetensors.numpy import save_file
 
-from bench import tracking
+from bench import tracking, tracking_files, tracking_links, tracking_system
+from bench import tracking_points as curves
 from bench.store import write_json
+from bench.tracking_client import CURVE_POINTS, VALUE_LIMIT, quiet_client
 from bench.types import InputError
 
 mlflow = pytest.importorskip("mlflow")
@@ -23,7 +29,7 @@ DEAD = "http://127.0.0.1:9"  # the discard port: nothing listens
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A new sqlite store takes seconds to make; its file is copied into each test."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking._client(f"sqlite:///{path}").search_experiments()
+    quiet_client(f"sqlite:///{path}").search_experiments()
     return path.read_bytes()
 
 
@@ -42,7 +48,7 @@ class Seen:
     """What MLflow has for the run: runs by (method, seed), "" for a level above."""
 
     def __init__(self, run: Fabricated) -> None:
-        self.client = tracking._client(tracking.default_uri(run.store))
+        self.client = quiet_client(tracking.default_uri(run.store))
         self.experiment = self.client.get_experiment_by_name("toy/reach")
         found = self.client.search_runs([self.experiment.experiment_id])
         keys = [(r.data.tags.get("bench.method", ""), r.data.tags.get("bench.seed", "")) for r in found]
@@ -69,7 +75,18 @@ def test_sync_mirrors_and_a_second_one_adds_nothing(run: Fabricated) -> None:
         expected = [(p["control_steps"], p["success_rate"]) for p in run.points_json(cell, 4)]
         assert seen.history(cell["method"], str(cell["seed"])) == expected
     every = {name for r in seen.runs.values() for name in r.data.metrics}
-    assert every == {*tracking.POINT_METRICS, "success_at_1", "success_at_8"} and len(every) < 40
+    assert (
+        every
+        == {
+            *curves.POINT_METRICS,
+            "success_at_1",
+            "success_at_8",
+            "final_success",
+            "peak_memory_mb",
+            "pretrain_seconds",
+        }
+        and len(every) < 40
+    )
 
 
 def test_levels_params_tags_and_artifacts(run: Fabricated) -> None:
@@ -83,7 +100,7 @@ def test_levels_params_tags_and_artifacts(run: Fabricated) -> None:
     for tag in ("bench.config_hash", "bench.commit", "bench.versions", "bench.demos", "bench.demos_digest"):
         assert seed.data.tags[tag]
     names = {f.path for f in seen.client.list_artifacts(seed.info.run_id)}
-    assert names == {*tracking.ARTIFACTS, "coverage.parquet"}
+    assert names == {*tracking_files.ARTIFACTS, "coverage.parquet"}
     assert seed.info.artifact_uri.startswith((run.store.root / "mlartifacts").resolve().as_uri())
 
 
@@ -145,7 +162,7 @@ def test_long_and_many_parameters(run: Fabricated) -> None:
     sync(run)
     params = Seen(run).runs["plain", "0"].data.params
     assert len(params) == 253 and params["none"] == "null" and params["pair"] == "[1, 2]"
-    assert len(params["long"]) <= tracking.VALUE_LIMIT and "cut; 7000 characters" in params["long"]
+    assert len(params["long"]) <= VALUE_LIMIT and "cut; 7000 characters" in params["long"]
 
 
 def test_live_mirrors_while_the_run_goes_on(run: Fabricated, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,12 +197,161 @@ def test_sync_with_a_dead_server_says_so_in_one_line(run: Fabricated) -> None:
     assert DEAD in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_links_compare_the_methods_of_the_run(run: Fabricated) -> None:
+def test_links_open_the_curves_of_the_methods(run: Fabricated) -> None:
     run.finish_all()
     sync(run)
-    links = tracking.compare_links(tracking.default_uri(run.store), "http://127.0.0.1:5000", run.folder.name)
+    base, uri = "http://127.0.0.1:5000", tracking.default_uri(run.store)
+    links = dict(tracking_links.run_links(uri, base, run.folder.name))
+    assert links == dict(tracking_links.run_links(uri, base, run.folder.name))
+    assert list(links) == ["compare the methods on toy/reach", "all runs on toy/reach"]
+    experiment = Seen(run).experiment
+    address = links["compare the methods on toy/reach"]
+    key = parse_qs(urlsplit(urlsplit(address).fragment).query)["viewStateShareKey"][0]
+    assert f"/experiments/{experiment.experiment_id}/runs" in address
+    state = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
+    shown = quiet_client(uri).search_runs([experiment.experiment_id], state["searchFilter"])
+    assert {r.info.run_name for r in shown} == set(SOME)
+    assert state["compareRunCharts"][0]["metricKey"] == "success_rate"
+
+
+def test_data_and_model_are_logged_once(run: Fabricated) -> None:
+    run.finish_all()
+    cell = run.cells[0]
+    save_file({"w": np.ones(3, np.float32)}, run.entry(cell, "pretrain").file("policy.safetensors"))
+    save_file({"w": np.ones(3, np.float32)}, run.entry(cell, "finetune").file("agent.safetensors"))
+    for _ in range(2):
+        sync(run)
+        forget(run, "bench.model", "bench.inputs")  # as if killed before it was put down as done
     seen = Seen(run)
-    assert list(links) == ["toy/reach"]
-    for method in SOME:
-        assert seen.runs[method, ""].info.run_id in links["toy/reach"]
-    assert seen.runs["plain", "0"].info.run_id not in links["toy/reach"]
+    found = seen.client.get_run(seen.runs["plain", "0"].info.run_id)
+    data = {(d.dataset.name, d.dataset.digest) for d in found.inputs.dataset_inputs}
+    assert {name for name, _ in data} == {"toy/reach", "toy/reach starts"} and len(found.inputs.dataset_inputs) == 2
+    assert ("toy/reach", found.data.tags["bench.demos_digest"]) in data
+    models = seen.client.search_logged_models([seen.experiment.experiment_id])
+    assert len(models) == len(run.cells) and {str(m.status) for m in models} == {"READY"}
+    mine = next(m for m in models if m.source_run_id == found.info.run_id)
+    assert mine.params == {"method": "plain", "task": "toy/reach", "seed": "0"}
+    assert [(m.key, m.value) for m in mine.metrics] == [("final_success", run.points_json(cell, 4)[-1]["success_rate"])]
+    assert [o.model_id for o in found.outputs.model_outputs] == [mine.model_id]
+    folder = Path(mine.artifact_location.removeprefix("file://"))
+    assert {p.name for p in folder.iterdir()} == {"policy.safetensors", "agent.safetensors"}
+
+
+def forget(run: Fabricated, *tags: str) -> None:
+    """Take tags off every run that has them."""
+    client = quiet_client(tracking.default_uri(run.store))
+    for found in Seen(run).runs.values():
+        for tag in tags:
+            if tag in found.data.tags:
+                client.delete_tag(found.info.run_id, tag)
+
+
+def test_videos_may_come_after_the_rest(run: Fabricated) -> None:
+    run.finish_all()
+    sync(run)
+    (run.entry(run.cells[0], "finetune").file("last.mp4")).write_bytes(b"film")
+    record = json.loads((run.folder / "run.json").read_text())
+    record["cells"][1]["stages"]["video"] = "film-1"
+    write_json(run.folder / "run.json", record)
+    entry = run.store.entry("video", "film-1")
+    entry.folder.mkdir(parents=True)
+    entry.file("first.gif").write_bytes(b"film")
+    entry.finish({}, {})
+    assert sync(run) == 0
+    seen = Seen(run)
+    paths = [
+        f.path for seed in ("0", "1")
+        for f in seen.client.list_artifacts(seen.runs["plain", seed].info.run_id, "videos")
+    ]  # fmt: skip
+    assert paths == ["videos/last.mp4", "videos/first.gif"]
+
+
+def test_a_cell_that_was_broken_off_is_killed_until_it_goes_on(run: Fabricated) -> None:
+    cell = run.cells[0]
+    run.partial(cell, 2)
+    sync(run)
+    seen = Seen(run)
+    assert seen.status("plain", "0") == seen.status("plain") == seen.status() == "KILLED"
+    assert seen.status("plain", "1") == "SCHEDULED"
+    mirror = tracking.Mirror(run.store, run.folder, tracking.default_uri(run.store))
+    mirror.sync(alive=True)  # the run was started again, and comes to this cell later
+    assert Seen(run).status("plain", "0") == "SCHEDULED" and Seen(run).status() == "RUNNING"
+    run.finish(cell)
+    mirror.sync()
+    assert Seen(run).status("plain", "0") == "FINISHED"
+
+
+def test_a_curve_is_at_most_200_points_with_its_first_and_last(tmp_path: Path) -> None:
+    for planned in (1, 150, 197, 198, 199, 200, 201, 399, 5000):
+        points = [{"control_steps": i} for i in range(planned + 1)]
+        kept = [p["control_steps"] for p in curves.thin(points, planned)]
+        assert len(kept) <= CURVE_POINTS and kept[0] == 0 and kept[-1] == planned
+        assert kept == list(range(planned + 1)) or planned >= CURVE_POINTS - 1
+        half = [p["control_steps"] for p in curves.thin(points[: planned // 2], planned)]
+        assert half == kept[: len(half)]  # what was sent while it grew is what is kept in the end
+
+
+def test_no_metric_gets_more_points_than_a_curve_may_have(run: Fabricated) -> None:
+    sync(run)
+    mirror = tracking.Mirror(run.store, run.folder, tracking.default_uri(run.store))
+    tree = mirror._tree_of("toy/reach")
+    assert tree.log("", [("x", 0.0, 0, i) for i in range(300)]) == CURVE_POINTS
+    assert tree.log("", [("x", 0.0, 0, i) for i in range(300)]) == 0
+
+
+def test_system_metrics_go_through_a_file_and_on_after_a_restart(
+    run: Fabricated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(tracking_system.time, "monotonic", lambda: clock[0])
+    first, other = tracking_system.Sampler(run.folder), tracking_system.Sampler(run.folder)
+    for _ in range(20_000):  # 28 hours
+        first.look()
+        other.look()  # another process at the same run takes none
+        clock[0] += 5.0
+    first.close()
+    seconds = [row["seconds"] for row in tracking_system.stored(run.folder)]
+    assert seconds[:4] == [10, 20, 30, 40] and 90_000 < seconds[-1] <= 100_000 and len(seconds) < CURVE_POINTS
+    assert not other.rows
+    again = tracking_system.Sampler(run.folder)
+    again.look()
+    clock[0] += 6000.0
+    again.look()
+    assert again.rows[-1]["seconds"] == seconds[-1] + 6000
+    again.close()
+    sync(run)
+    found = Seen(run).history("", "", "system/cpu_utilization_percentage")
+    assert [step for step, _ in found] == [round(row["seconds"]) for row in again.rows]
+    assert sync(run) == 0
+
+
+def test_system_metrics_never_raise(run: Fabricated, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> dict[str, float]:
+        raise OSError("no /proc")
+
+    monkeypatch.setattr(tracking_system, "sample", broken)
+    monkeypatch.setattr(tracking_system, "FIRST_SECONDS", 0.0)
+    sampler = tracking_system.Sampler(run.folder)
+    sampler.look()
+    sampler.close()
+    assert tracking_system.stored(run.folder) == []
+
+
+def test_another_process_at_the_same_run_is_no_reason_to_warn(
+    run: Fabricated, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "LOCK_SECONDS", 0.05)
+    with filelock.FileLock(run.folder / ".mlflow.lock"), tracking.Live(run.store, run.folder, period=0.05):
+        time.sleep(0.5)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_another_process_sent_is_asked_anew(run: Fabricated) -> None:
+    uri = tracking.default_uri(run.store)
+    mine, other = (tracking.Mirror(run.store, run.folder, uri) for _ in range(2))
+    sent = []
+    for count, mirror in enumerate((mine, other, mine, other), 1):
+        run.partial(run.cells[0], count)
+        sent.append(mirror.sync())
+    assert sent[1] == sent[2] == sent[3]  # one more point each; MLflow itself drops what is equal to the last digit
+    assert [step for step, _ in Seen(run).history("plain", "0")] == [0, 500, 1000, 1500]
