@@ -1,0 +1,293 @@
+"""OGBench's manipspace (arXiv 2410.20092): a UR5e arm with a gripper puts one or two cubes where they are asked to go.
+
+Actions are (5,) in [-1, 1]: position change (at most 5 cm a control step), turn (at most 0.3 rad), and the gripper (at
+most its full opening, +1 closes). 20 control steps per second. The context is the goal position of every cube, the rest
+of OGBench's observation is s; both as OGBench scales them. Success is OGBench's: each cube's centre within 4 cm of its
+goal. Scene, controller and demonstrator are OGBench's; its `reset` is not used, for it draws actions from an unseeded
+generator.
+
+In the shifted tasks the demonstrations have cubes and goals in a strip before the arm, and fine-tuning has both on the
+table to its right and left. The arm's own starts are OGBench's everywhere, so the demonstrations move to both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from bench.seeding import fence, pack_generator, unpack_generator
+from bench.types import Demos, State, Steps, Task
+from envs._cube_scene import REACH, CubeScene, Layout
+
+requires = ("ogbench", "mujoco", "dm_control")
+
+AREA = np.array([[0.30, -0.30], [0.55, 0.30]])  # metres, x and y: where OGBench's data has cubes and goals
+HEIGHT = 0.02  # metres: centre of a cube that lies on the table
+CARRY = 0.08  # metres: least distance between a cube and its goal, twice that of success
+APART = 0.08  # metres: least distance between two cubes, two goals, and a goal and another cube
+STRIP = {1: 0.05, 2: 0.10}  # metres: half width of the demonstrated strip by number of cubes; two need more room
+OUTSIDE = 0.10  # metres: fine-tuning of the shifted tasks asks for |y| beyond this
+HORIZONS = {1: 200, 2: 500}  # control steps, OGBench's; the demonstrator's median episodes take 64 and 152
+PLAN_NOISE, PLAN_SMOOTHING = 0.1, 0.5  # of OGBench's demonstrator in its play data
+
+Allowed = Callable[[npt.NDArray[np.float64], npt.NDArray[np.float64]], bool]
+
+
+def anywhere(starts: npt.NDArray[np.float64], goals: npt.NDArray[np.float64]) -> bool:
+    """Starts (n, 3) and goals (n, 3): all of them."""
+    return True
+
+
+def inside(half: float, starts: npt.NDArray[np.float64], goals: npt.NDArray[np.float64]) -> bool:
+    """All of them at most `half` metres to the left or right of the arm."""
+    return bool((np.abs(np.concatenate([starts, goals])[:, 1]) <= half).all())
+
+
+def outside(half: float, starts: npt.NDArray[np.float64], goals: npt.NDArray[np.float64]) -> bool:
+    """All of them more than `half` metres to the left or right of the arm."""
+    return bool((np.abs(np.concatenate([starts, goals])[:, 1]) > half).all())
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How many cubes, and which starts and goals the demonstrations have and fine-tuning asks for."""
+
+    cubes: int
+    demonstrated: Allowed
+    finetuned: Allowed
+
+    def layout(self, rng: np.random.Generator, allowed: Allowed) -> Layout:
+        """Starts and goals uniform in AREA among those that are allowed and keep their distances."""
+        n = self.cubes
+        while True:
+            places = np.full((2, n, 3), HEIGHT)
+            places[..., :2] = rng.uniform(AREA[0], AREA[1], (2, n, 2))
+            starts, goals = places
+            if _apart(starts, goals) and allowed(starts, goals):
+                yaws = rng.uniform(0.0, 2 * np.pi, (2, n))
+                return Layout(starts, yaws[0], goals, yaws[1])
+
+
+def _apart(starts: npt.NDArray[np.float64], goals: npt.NDArray[np.float64]) -> bool:
+    """Whether no cube or goal is in the way of another, and no cube begins near its goal."""
+
+    def distances(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.asarray(np.linalg.norm(a[:, None] - b[None], axis=-1))
+
+    others = np.where(np.eye(len(starts), dtype=bool), np.inf, 0.0)
+    between = min((distances(a, a) + others).min() for a in (starts, goals))
+    crosswise = (distances(starts, goals) + others).min()
+    own = np.diagonal(distances(starts, goals)).min()
+    return bool(min(between, crosswise) >= APART and own >= CARRY)
+
+
+VARIANTS = {
+    "manipspace/cube-single": Variant(1, anywhere, anywhere),
+    "manipspace/cube-single-shifted": Variant(1, partial(inside, STRIP[1]), partial(outside, OUTSIDE)),
+    "manipspace/cube-double": Variant(2, anywhere, anywhere),
+    "manipspace/cube-double-shifted": Variant(2, partial(inside, STRIP[2]), partial(outside, OUTSIDE)),
+}
+
+
+def _task(name: str, demo_count: int) -> Task:
+    task_id = f"manipspace/{name}"
+    variant = VARIANTS[task_id]
+    area = "x {0[0]:.2f} to {1[0]:.2f} m, y {0[1]:+.2f} to {1[1]:+.2f} m".format(*AREA)
+    shifted = variant.finetuned is not anywhere
+    return Task(
+        id=task_id,
+        version=1,
+        horizon=HORIZONS[variant.cubes],
+        control_hz=20.0,
+        state_keys=("joint_pos", "joint_vel", "effector_pos", "effector_yaw", "gripper", "cube_pos", "cube_rot"),
+        context_keys=("goal",),
+        demonstrations=f"cubes and goals at {area}" + f", |y| at most {STRIP[variant.cubes]:.2f} m" * shifted,
+        finetuning=f"cubes and goals at {area}" + f", |y| more than {OUTSIDE:.2f} m" * shifted,
+        success=f"every cube's centre is within {100 * REACH:.0f} cm of its goal",
+        demo_count=demo_count,
+        position_keys=("effector_pos", "cube_pos", "goal"),
+        settings={"policy.chunk": 8, "policy.execute": 4, "rl.envs": 4},
+        profiles={"standard": {}, "paper": {}},
+    )
+
+
+tasks = (
+    _task("cube-single", 1000),
+    _task("cube-single-shifted", 300),
+    _task("cube-double", 1000),
+    _task("cube-double-shifted", 1000),
+)
+
+
+def _spaces(cubes: int) -> dict[str, gymnasium.Space[Any]]:
+    sizes = {
+        "joint_pos": 6,  # radians
+        "joint_vel": 6,  # radians per second
+        "effector_pos": 3,  # decimetres from (0.425, 0, 0) m
+        "effector_yaw": 2,  # cosine, sine
+        "gripper": 2,  # how far closed, 0 to 3; force on the right pad, 0 to 1
+        "cube_pos": 3 * cubes,  # decimetres, as above
+        "cube_rot": 6 * cubes,  # quaternion, cosine and sine of the yaw
+        "goal": 3 * cubes,  # decimetres, as above
+    }
+    return {key: gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()}
+
+
+class CubeEnv(gymnasium.Env[dict[str, Any], Any]):
+    """Starts and goals drawn from `variant`; the additions to gymnasium.Env are those of `bench.types.BenchEnv`."""
+
+    observation_space: gymnasium.spaces.Dict
+    action_space: gymnasium.spaces.Box
+
+    def __init__(self, variant: Variant, allowed: Allowed, horizon: int, seed: int) -> None:
+        self.scene = CubeScene(variant.cubes)
+        self._variant, self._allowed, self._horizon = variant, allowed, horizon
+        self.observation_space = gymnasium.spaces.Dict(_spaces(variant.cubes))
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (5,), np.float32)
+        self._rng = np.random.default_rng(seed)
+        self.reset()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Draw cubes, goals and the arm's pose."""
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+        self.scene.place(self._variant.layout(self._rng, self._allowed), self._rng)
+        self._steps, self._last = 0, self.scene.observe()
+        return dict(self._last), {"success": False}
+
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """One control step of action (5,), clipped to [-1, 1]."""
+        taken = self.step_chunk(np.asarray(action)[None])
+        return taken.observation, taken.reward, taken.terminated, taken.truncated, {"success": taken.success}
+
+    def step_chunk(self, actions: npt.NDArray[Any]) -> Steps:
+        """`step` with the actions (E, 5) one after the other, until the episode ends; observes only at the end."""
+        actions = np.asarray(actions, np.float32)
+        if actions.ndim != 2 or actions.shape[1] != 5 or not len(actions) or not np.isfinite(actions).all():
+            raise ValueError(f"actions must be finite and (E, 5), not {actions.shape}")
+        for count, action in enumerate(np.minimum(np.maximum(actions, -1.0), 1.0), 1):
+            self.scene.step(action)
+            success = bool(self.scene.at_goal().all())
+            truncated = self._steps + count >= self._horizon and not success
+            if success or truncated:
+                break
+        self._steps, self._last = self._steps + count, self.scene.observe()
+        return Steps(dict(self._last), float(success), count, success, truncated, success)
+
+    def get_state(self) -> State:
+        """Simulator, controller, goals, step counter, random generator, and the observation, which is computed once."""
+        return {
+            **self.scene.get_state(),
+            "steps": np.array([self._steps], np.int64),
+            "generator": pack_generator(self._rng),
+            **{f"observation.{key}": value.copy() for key, value in self._last.items()},
+        }
+
+    def set_state(self, state: State) -> dict[str, Any]:
+        """Restore what `get_state` gave; returns the observation."""
+        self.scene.set_state(state)
+        self._steps, self._rng = int(state["steps"][0]), unpack_generator(state["generator"])
+        self._last = {key: state[f"observation.{key}"].copy() for key in self.observation_space.spaces}
+        return dict(self._last)
+
+
+def make(task: Task, seed: int, stepping: str = "strict") -> CubeEnv:
+    """An environment that asks for the starts and goals of the task's fine-tuning."""
+    variant = VARIANTS[task.id]
+    return CubeEnv(variant, variant.finetuned, task.horizon, seed)
+
+
+Episode = tuple[list[dict[str, Any]], list[npt.NDArray[np.float32]], bool]
+
+
+def demonstrate(env: CubeEnv, rng: np.random.Generator) -> Episode:
+    """One episode of OGBench's plan oracle: observations and actions of T control steps, and whether it succeeded.
+
+    It moves cube after cube, in random order, by a plan from keyframe to keyframe with smoothed noise, as OGBench's
+    play data does. The episode ends at success, so after the last cube nothing is let go of.
+    """
+    from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
+
+    scene = env.scene.ogbench
+    oracle = CubePlanOracle(env=scene, noise=PLAN_NOISE, noise_smoothing=PLAN_SMOOTHING)
+    observation, _ = env.reset()
+    observations, actions, over, success = [], [], False, False
+    for cube in rng.permutation(env.scene.cubes):
+        scene._target_block = int(cube)
+        with fence(int(rng.integers(2**32))):  # it draws its plan from the global generator
+            oracle.reset(None, scene.compute_ob_info())
+        while not (oracle.done or over):
+            wanted = oracle.select_action(None, scene.compute_ob_info())
+            observations.append(observation)
+            actions.append(wanted.astype(np.float32))
+            observation, _, success, truncated, _ = env.step(actions[-1])
+            over = success or truncated
+    return observations, actions, success
+
+
+def demos(
+    task: Task, n: int, rng: np.random.Generator, progress: Callable[[float], None] = lambda share: None
+) -> Demos:
+    """`n` successful episodes of the demonstrator; those that fail are left out."""
+    variant = VARIANTS[task.demos_of or task.id]
+    env = CubeEnv(variant, variant.demonstrated, task.horizon, int(rng.integers(2**62)))
+    episodes: list[Episode] = []
+    for _ in range(2 * n + 10):
+        if len(episodes) < n:
+            episode = demonstrate(env, rng)
+            episodes += [episode] if episode[2] else []
+            progress(len(episodes) / n)
+    if len(episodes) < n:
+        raise RuntimeError(f"{task.id}: the demonstrator succeeded in only {len(episodes)} of {2 * n + 10} episodes")
+    rows = [observation for observations, _, _ in episodes for observation in observations]
+    return Demos(
+        observations={key: np.stack([row[key] for row in rows]) for key in env.observation_space.spaces},
+        actions=np.stack([action for _, actions, _ in episodes for action in actions]),
+        ends=np.cumsum([len(actions) for _, actions, _ in episodes], dtype=np.int64),
+        success=np.ones(n, np.bool_),
+    )
+
+
+def speeds() -> Iterator[tuple[str, dict[str, Callable[[], int]]]]:
+    """What `bench perf` compares: control steps by OGBench, by this suite, and by MuJoCo without anything around it."""
+    for task in tasks[::2]:
+        yield task.id.split("/")[1], _speeds_of(task)
+
+
+def _speeds_of(task: Task) -> dict[str, Callable[[], int]]:
+    import mujoco
+
+    ours = make(task, 0)
+    scene, start = ours.scene, ours.get_state()  # each way begins here: a resting arm costs less than a moving one
+    actions = np.random.default_rng(0).uniform(-1, 1, (200, 5)).astype(np.float32)
+
+    def stock() -> int:
+        ours.set_state(start)
+        for action in actions:
+            scene.ogbench.step(action)
+        return len(actions)
+
+    def chunks() -> int:
+        ours.set_state(start)
+        done = 0
+        for chunk in actions.reshape(-1, 4, 5):
+            taken = ours.step_chunk(chunk)
+            done += taken.count
+            if taken.terminated or taken.truncated:
+                ours.reset()
+        return done
+
+    def physics() -> int:
+        ours.set_state(start)
+        mujoco.mj_step(scene.model, scene.data, nstep=scene.ogbench._n_steps * len(actions))
+        return len(actions)
+
+    return {"stock": stock, "chunks of 4": chunks, "MuJoCo alone": physics}

@@ -1,0 +1,194 @@
+"""The manipspace suite: OGBench's own step, exact states, a demonstrator that succeeds, and splits that hold out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+pytest.importorskip("ogbench", reason="the manipspace suite is not installed")
+
+import mujoco
+
+from bench import registry
+from bench.types import State, Task
+from envs import manipspace
+from envs._cube_scene import CENTRE, SCALE, ogbench_scene
+from envs.manipspace import AREA, CARRY, VARIANTS, CubeEnv, demonstrate
+
+SINGLE, DOUBLE = (registry.task(f"manipspace/cube-{number}") for number in ("single", "double"))
+SHIFTED = [registry.task(f"{task.id}-shifted") for task in (SINGLE, DOUBLE)]
+EPISODES = 50  # for the demonstrator's success rate
+
+
+def random_actions(n: int, seed: int) -> npt.NDArray[np.float32]:
+    """(n, 5) in [-1, 1]."""
+    return np.random.default_rng(seed).uniform(-1, 1, (n, 5)).astype(np.float32)
+
+
+def demonstrated(task: Task, seed: int = 3) -> tuple[CubeEnv, npt.NDArray[np.float32]]:
+    """An environment at the start of a demonstration that succeeds, and its actions (T, 5)."""
+    env, success = manipspace.make(task, seed), False
+    while not success:
+        before = env.get_state()
+        _, actions, success = demonstrate(env, np.random.default_rng(seed))
+    env.set_state(before)
+    env.reset()  # as the demonstration began
+    return env, np.stack(actions)
+
+
+def assert_same(first: State, second: State) -> None:
+    """Same names, same bits."""
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        np.testing.assert_array_equal(value, second[key], err_msg=key, strict=True)
+
+
+def put_into_ogbench(env: CubeEnv) -> mujoco.MjData:
+    """OGBench's own environment in the state of ours; returns its data."""
+    theirs, ours = ogbench_scene(env.scene.cubes), env.scene.data
+    state = env.get_state()
+    mujoco.mj_setState(theirs.model, theirs.data, state["simulator"], mujoco.mjtState.mjSTATE_INTEGRATION)
+    theirs.data.site_xpos[:], theirs.data.site_xmat[:] = ours.site_xpos, ours.site_xmat
+    return theirs.data
+
+
+def as_ogbench_orders_it(observation: dict[str, npt.NDArray[np.float32]], cubes: int) -> npt.NDArray[np.float32]:
+    """OGBench's observation vector from the named ones."""
+    robot = [observation[key] for key in ("joint_pos", "joint_vel", "effector_pos", "effector_yaw", "gripper")]
+    places, turns = observation["cube_pos"].reshape(cubes, 3), observation["cube_rot"].reshape(cubes, 6)
+    return np.concatenate([*robot, np.concatenate([places, turns], axis=1).ravel()])
+
+
+@pytest.mark.parametrize("task", [SINGLE, DOUBLE], ids=lambda task: task.id)
+def test_step_observation_and_success_are_ogbenchs_own(task: Task) -> None:
+    env, actions = demonstrated(task)
+    theirs = ogbench_scene(env.scene.cubes)
+    data = put_into_ogbench(env)
+    successes = []
+    for action in np.concatenate([actions, random_actions(10, seed=1)]):
+        observation, _, _, _, info = env.step(action)
+        theirs_observation = theirs.step(action)[0]
+        np.testing.assert_array_equal(env.scene.data.qpos, data.qpos)
+        np.testing.assert_array_equal(env.scene.data.qvel, data.qvel)
+        ours = as_ogbench_orders_it(observation, env.scene.cubes)
+        np.testing.assert_array_equal(ours, theirs_observation.astype(np.float32))
+        assert info["success"] == all(theirs._compute_successes())
+        successes.append(info["success"])
+    assert True in successes and False in successes
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.7], ids=["reset", "grasping", "carrying"])
+def test_restored_state_goes_on_with_the_same_bits(share: float) -> None:
+    env, actions = demonstrated(SINGLE)
+    step = int(share * len(actions))
+    for action in actions[:step]:
+        env.step(action)
+    state = env.get_state()
+    if share == 0.7:
+        assert env.scene.data.qpos[env.scene._positions[0, 2]] > 0.03, "the cube is not in the air"
+    rest = [*actions[step:-1], *random_actions(5, seed=2)]
+    expected = []
+    for action in rest:
+        env.step(action)
+        expected.append(env.get_state())
+    used = manipspace.make(SINGLE, seed=9)
+    used.step(random_actions(1, seed=4)[0])
+    for restored in (env, used):
+        restored.set_state(state)
+        assert_same(restored.get_state(), state)
+        for action, then in zip(rest, expected, strict=True):
+            restored.step(action)
+            assert_same(restored.get_state(), then)
+
+
+def test_environments_side_by_side_do_not_disturb_each_other() -> None:
+    actions = random_actions(24, seed=5).reshape(6, 4, 5)
+
+    def follow(seed: int) -> State:
+        env = manipspace.make(SINGLE, seed)
+        for chunk in actions:
+            env.step_chunk(chunk)
+        return env.get_state()
+
+    alone = [follow(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        for ours, theirs in zip(threads.map(follow, range(4)), alone, strict=True):
+            assert_same(ours, theirs)
+
+
+def test_episodes_begin_as_ogbenchs_do() -> None:
+    env = manipspace.make(DOUBLE, seed=1)
+    low, high = env.scene.ogbench._arm_sampling_bounds
+    for _ in range(20):
+        observation, _ = env.reset()
+        hand = env.scene.data.site_xpos[env.scene._site]
+        assert (low - 1e-3 <= hand).all() and (hand <= high + 1e-3).all()
+        down = env.scene.data.site_xmat[env.scene._site].reshape(3, 3)[2, 2]
+        assert down == pytest.approx(-1.0, abs=1e-3)
+        assert observation["gripper"].max() < 0.1
+
+
+@pytest.mark.parametrize("actions", [np.zeros((2, 4)), np.zeros((0, 5)), np.full((1, 5), np.nan)])
+def test_wrong_actions_are_refused(actions: npt.NDArray[np.float64]) -> None:
+    with pytest.raises(ValueError, match="actions must be finite"):
+        manipspace.make(SINGLE, 0).step_chunk(actions)
+
+
+@pytest.mark.parametrize(("task", "least"), [(SINGLE, 0.85), (DOUBLE, 0.8)], ids=["single", "double"])
+def test_demonstrator_succeeds(task: Task, least: float) -> None:
+    variant = VARIANTS[task.id]
+    env, rng = CubeEnv(variant, variant.demonstrated, task.horizon, 0), np.random.default_rng(0)
+    episodes = [demonstrate(env, rng) for _ in range(EPISODES // variant.cubes)]
+    assert np.mean([success for *_, success in episodes]) >= least
+    longest = max(len(actions) for _, actions, success in episodes if success)
+    assert longest <= 0.7 * task.horizon
+
+
+def metres(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Observed positions (3 n,) in metres (n, 3)."""
+    places: npt.NDArray[np.float64] = values.reshape(-1, 3).astype(np.float64) / SCALE + CENTRE
+    return places
+
+
+def test_the_strips_demonstrations_move_to_both_sides_with_and_without_a_cube() -> None:
+    demos = manipspace.demos(SHIFTED[0], 20, np.random.default_rng(4))
+    held = demos.observations["cube_pos"].reshape(-1, 3)[:, 2] > 0.5  # decimetres: in the air
+    for moves in (demos.actions[held, 1], demos.actions[~held, 1]):
+        assert min((moves > 0.3).sum(), (moves < -0.3).sum()) > 10
+
+
+@pytest.mark.parametrize("task", SHIFTED, ids=lambda task: task.id)
+def test_finetuning_asks_for_what_was_not_demonstrated(task: Task) -> None:
+    variant = VARIANTS[task.id]
+    demos = manipspace.demos(task, 4, np.random.default_rng(2))
+    first = np.concatenate([[0], demos.ends[:-1]])
+    env = manipspace.make(task, seed=1)
+    asked = [env.reset()[0] for _ in range(50)]
+    shown = [{key: value[row] for key, value in demos.observations.items()} for row in first]
+    for observations, within, without in (
+        (shown, variant.demonstrated, variant.finetuned), (asked, variant.finetuned, variant.demonstrated)
+    ):  # fmt: skip
+        for observation in observations:
+            starts, goals = metres(observation["cube_pos"]), metres(observation["goal"])
+            assert within(starts, goals) and not without(starts, goals)
+            assert (np.linalg.norm(starts - goals, axis=1) >= CARRY - 1e-6).all()
+            for places in (starts, goals):
+                assert (AREA[0] - 1e-6 <= places[:, :2]).all() and (places[:, :2] <= AREA[1] + 1e-6).all()
+
+
+def test_importing_is_silent_and_leaves_the_process_as_it_was() -> None:
+    code = (
+        "import os, random, sys, numpy as np\n"
+        "from envs import manipspace as m\n"
+        "assert 'ogbench' not in sys.modules and 'mujoco' not in sys.modules\n"
+        "before = np.random.get_state()[1].tobytes(), random.getstate(), os.environ.get('MUJOCO_GL')\n"
+        "m.make(m.tasks[0], 0)\n"
+        "assert before == (np.random.get_state()[1].tobytes(), random.getstate(), os.environ.get('MUJOCO_GL'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
