@@ -330,7 +330,7 @@ def markdown(found: Mapping[str, Any]) -> str:
                f"commit {m['commit']}.", soft_wrap=True, highlight=False)  # fmt: skip
     for table in tables(found):
         title, table.title = table.title, None
-        text.print(f"\n### {str(title).capitalize()}\n", soft_wrap=True)
+        text.print(f"\n### {str(title)[0].upper()}{str(title)[1:]}\n", soft_wrap=True)
         text.print(table)
     return "\n".join(line.rstrip() for line in text.file.getvalue().splitlines()) + "\n"  # type: ignore[attr-defined]
 

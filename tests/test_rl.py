@@ -240,7 +240,7 @@ def test_values_in_the_target_stay_within_what_success_can_pay(says: float, boun
     assert torch.allclose(targets, expected.expand_as(targets), atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"critics": 5, "critic_norm": True, "activation": "mish"}])
+@pytest.mark.parametrize("options", [{}, {"critics": 5, "critic_norm": True, "activation": "mish"}, {"buffer": 14}])
 def test_state_restored_in_a_fresh_engine_goes_on_bit_for_bit(options: dict[str, object]) -> None:
     model, other = engine(2, 1, **options), engine(2, 1, seed=0, **options)
     fill(model)
