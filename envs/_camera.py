@@ -46,7 +46,7 @@ class Camera:
         model.vis.quality.offsamples = 0
         self._mujoco, self._model, self._data = mujoco, model, mujoco.MjData(model)
         self._surface = importlib.import_module(f"mujoco.{name}").GLContext(SIZE, SIZE)
-        atexit.register(self._surface.free)  # before mujoco.egl ends the library, after which it complains
+        atexit.register(self._free)  # before mujoco.egl ends the library, after which it complains
         self._surface.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
@@ -58,6 +58,12 @@ class Camera:
         self._options.geomgroup[list(view.groups)] = 1
         self._place.lookat[:], self._place.distance = view.centre, view.distance
         self._place.azimuth, self._place.elevation = view.azimuth, view.elevation
+
+    def _free(self) -> None:
+        """At the end and not before: a context frees what is then current, which may be another camera's."""
+        self._surface.make_current()
+        self._context.free()
+        self._surface.free()
 
     def picture(self, source: Any) -> Picture:
         """(SIZE, SIZE, 3) uint8 of the positions in `source`, a `mujoco.MjData`."""

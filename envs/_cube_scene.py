@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from bench.seeding import fence
 from bench.types import FloatArray, State
+from bench.video import Picture
+from envs._camera import Camera, View
 
 CENTRE = np.array([0.425, 0.0, 0.0])  # metres; OGBench's observations count positions from here
 SCALE = 10.0  # and in decimetres
@@ -24,6 +26,13 @@ OPENING_SCALE = 3.0  # OGBench's, of the gripper's opening
 FULL_OPENING = 0.8  # radians of the gripper's driver joint at which OGBench calls it closed
 FULL_CONTACT = 50.0  # newtons on the right finger pad that count as 1
 REACH = 0.04  # metres between a cube's centre and its target that count as success (OGBench)
+
+# The shapes that collide (group 3), with cubes and floor (1): what is seen in OGBench has 185,000 faces, and a picture
+# of it takes 28 ms instead of 7.
+VIEW = View(centre=(0.36, 0.0, 0.20), distance=1.25, azimuth=150.0, elevation=-32.0, groups=(1, 3))
+COLOURS = {"floor": (0.58, 0.54, 0.47), "ur5e/robotiq/": (0.30, 0.33, 0.38), "ur5e/": (0.72, 0.74, 0.77)}  # by name
+LIGHT = {"ambient": 0.35, "diffuse": 0.45, "specular": 0.0}  # of all lamps together; OGBench's bleach the floor
+PALE = 0.4  # opacity of a target, which has its cube's colour
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,43 @@ def ogbench_scene(cubes: int) -> Any:
         scene = CubeEnv(names[cubes], mode="data_collection", terminate_at_goal=False, visualize_info=False)
         scene.reset(seed=0)
     return scene
+
+
+class CubeCamera(Camera):
+    """Draws a scene of OGBench's in plain shapes and colours, the targets as pale cubes."""
+
+    def __init__(self, scene: Any) -> None:
+        import mujoco
+
+        model = copy.copy(scene.model)
+        for geom in map(model.geom, range(model.ngeom)):
+            if geom.name.startswith("wall_"):
+                geom.group = 0  # unseen
+            for name, colour in reversed(COLOURS.items()):
+                if geom.name.startswith(name):
+                    geom.matid, geom.rgba[:3] = -1, colour
+        for i, colour in enumerate(scene._cube_colors[: scene._num_cubes]):
+            model.geom(f"object_{i}").rgba = colour
+            model.geom(f"target_object_{i}").rgba = [*colour[:3], PALE]
+        for name, strength in LIGHT.items():
+            getattr(model, f"light_{name}")[:] = strength / model.nlight
+        super().__init__(model, VIEW)
+        self._options.flags[mujoco.mjtVisFlag.mjVIS_CONVEXHULL] = 1  # of the gripper's meshes, 66,000 faces
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = 0
+
+    def picture(self, source: Any) -> Picture:
+        """As of any camera, with the targets, which are no part of the positions."""
+        self._data.mocap_pos[:], self._data.mocap_quat[:] = source.mocap_pos, source.mocap_quat
+        return super().picture(source)
+
+
+@cache
+def camera(cubes: int) -> CubeCamera:
+    """Makes pictures of all scenes with so many cubes. Raises RuntimeError where nothing can be drawn.
+
+    One for all, and never let go of: what MuJoCo frees then belongs to whatever camera was used last.
+    """
+    return CubeCamera(ogbench_scene(cubes))
 
 
 class CubeScene:
@@ -127,6 +173,10 @@ class CubeScene:
     def _yaw(self, rotation: Any) -> float:
         yaw: float = rotation.compute_yaw_radians()
         return yaw
+
+    def picture(self) -> Picture:
+        """Arm, cubes and targets, (256, 256, 3)."""
+        return camera(self.cubes).picture(self.data)
 
     def get_state(self) -> State:
         """The simulator's state with warm start, controls and targets, and the site pose that is older than it."""

@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from bench.seeding import fence, pack_generator, unpack_generator
 from bench.types import Demos, State, Steps, Task
-from envs._cube_scene import REACH, CubeScene, Layout
+from bench.video import Picture, TopView
+from envs._cube_scene import CENTRE, REACH, SCALE, CubeScene, Layout
 
 requires = ("ogbench", "mujoco", "dm_control")
 
@@ -32,6 +33,7 @@ HEIGHT = 0.02  # metres: centre of a cube that lies on the table
 CARRY = 0.08  # metres: least distance between a cube and its goal, twice that of success
 APART = 0.08  # metres: least distance between two cubes, two goals, and a goal and another cube
 STRIP = {1: 0.05, 2: 0.10}  # metres: half width of the demonstrated strip by number of cubes; two need more room
+MARGIN = 0.10  # metres beyond AREA that drawings show: the gripper may go 5 cm beyond it
 OUTSIDE = 0.10  # metres: fine-tuning of the shifted tasks asks for |y| beyond this
 HORIZONS = {1: 200, 2: 500}  # control steps, OGBench's; the demonstrator's median episodes take 64 and 152
 PLAN_NOISE, PLAN_SMOOTHING = 0.1, 0.5  # of OGBench's demonstrator in its play data
@@ -181,6 +183,22 @@ class CubeEnv(gymnasium.Env[dict[str, Any], Any]):
                 break
         self._steps, self._last = self._steps + count, self.scene.observe()
         return Steps(dict(self._last), float(success), count, success, truncated, success)
+
+    def render(self) -> Picture:  # type: ignore[override]
+        """Arm, cubes, and goals as pale cubes, in plain shapes. Raises RuntimeError where nothing can be drawn."""
+        return self.scene.picture()
+
+    def top_view(self) -> TopView:
+        """The table with the ways of the gripper and of the first cube, and that cube's goal.
+
+        In decimetres from the middle of the table, as observed. A second cube is seen in films only: a drawing has room
+        for one goal, and for one place in an observation.
+        """
+        x, y = (float(value) for value in self._last["goal"][:2])
+        left, low = (AREA[0] - MARGIN - CENTRE[:2]) * SCALE
+        width, height = (AREA[1] - AREA[0] + 2 * MARGIN) * SCALE
+        area = (float(left), float(low), float(width), float(height))
+        return TopView("effector_pos", area, goal=(x, y), radius=REACH * SCALE, objects=("cube_pos",), unit="dm")
 
     def get_state(self) -> State:
         """Simulator, controller, goals, step counter, random generator, and the observation, which is computed once."""

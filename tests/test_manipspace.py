@@ -14,7 +14,7 @@ pytest.importorskip("ogbench", reason="the manipspace suite is not installed")
 
 import mujoco
 
-from bench import registry
+from bench import registry, video
 from bench.types import State, Task
 from envs import manipspace
 from envs._cube_scene import CENTRE, SCALE, ogbench_scene
@@ -179,6 +179,56 @@ def test_finetuning_asks_for_what_was_not_demonstrated(task: Task) -> None:
             assert (np.linalg.norm(starts - goals, axis=1) >= CARRY - 1e-6).all()
             for places in (starts, goals):
                 assert (AREA[0] - 1e-6 <= places[:, :2]).all() and (places[:, :2] <= AREA[1] + 1e-6).all()
+
+
+@pytest.mark.parametrize("task", [SINGLE, DOUBLE], ids=lambda task: task.id)
+def test_a_picture_shows_arm_cubes_and_goals_and_changes_nothing(task: Task) -> None:
+    env = manipspace.make(task, seed=2)
+    if video.backend() is None:
+        with pytest.raises(RuntimeError, match="draw with"):
+            env.render()
+        return
+    env.step_chunk(random_actions(3, seed=6))
+    before, model = env.get_state(), env.scene.model.geom_rgba.copy()
+    first = env.render()
+    assert first.shape == (256, 256, 3) and first.dtype == np.uint8
+    np.testing.assert_array_equal(env.render(), first)
+    assert_same(env.get_state(), before)
+    np.testing.assert_array_equal(env.scene.model.geom_rgba, model)
+    env.step_chunk(random_actions(4, seed=7))
+    assert (env.render() != first).any(axis=2).sum() > 300  # the arm has moved
+    after = env.get_state()
+    used = manipspace.make(task, seed=9)
+    used.set_state(before)
+    np.testing.assert_array_equal(used.render(), first)
+    used.step_chunk(random_actions(4, seed=7))
+    assert_same(used.get_state(), after)
+    data = env.scene.data
+    for cube in range(env.scene.cubes):
+        for places, rows in ((data.qpos, env.scene._positions[cube]), (data.mocap_pos, env.scene._targets[cube])):
+            seen = env.render()
+            places[rows] = [0.5, 0.0, 0.05 + 0.05 * cube]
+            assert (env.render() != seen).any(axis=2).sum() > 30
+
+
+@pytest.mark.parametrize("task", manipspace.tasks, ids=lambda task: task.id)
+def test_the_view_from_above_has_the_goal_and_all_places(task: Task) -> None:
+    env = manipspace.make(task, seed=1)
+    for _ in range(10):
+        observation, _ = env.reset()
+        view = env.top_view()
+        assert view.goal == tuple(observation["goal"][:2].tolist())
+        x, y, width, height = view.area
+        for key in (view.path, *view.objects, "goal"):
+            for place in observation[key].reshape(-1, 3):
+                assert x < place[0] < x + width and y < place[1] < y + height
+    state = env.get_state()
+    goal = env.top_view().goal
+    env.reset()
+    assert env.top_view().goal != goal
+    env.set_state(state)
+    assert env.top_view().goal == goal
+    assert view.radius == pytest.approx(0.4)  # decimetres: the 4 cm of success
 
 
 def test_importing_is_silent_and_leaves_the_process_as_it_was() -> None:
