@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
 import bench
 from bench import config as cfg
 from bench import registry
-from bench.plan import PROFILES, SEEDS, Plan, Request, all_keys, default_jobs, make_plan, parse_seeds
-from bench.store import Store, read_json
+from bench.plan import PROFILES, SEEDS, Plan, Request, default_jobs, make_plan, pair, parse_seeds
+from bench.store import Store, masked, read_json
 from bench.types import InputError, Stopped
 
 RESULTS = "results/runs"
@@ -121,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = globals()[f"command_{args.command}"]
         return int(command(args))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         return 2
     except Stopped:
         print("stopped; the state is saved, the same command goes on from here", file=sys.stderr)
@@ -136,16 +137,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def request_of(args: argparse.Namespace) -> Request:
     """The request from command line and configuration file; the command line wins."""
     file = cfg.read_toml(args.config) if args.config else {}
-    wanted = _table(file.pop("run", {}), f"{args.config}: run")
+    wanted = cfg.table(file.pop("run", {}), f"{args.config}: run")
     known = ("methods", "tasks", "seeds", "profile")
     for key in set(wanted) - set(known):
         raise InputError(f"{args.config}: unknown key 'run.{key}'{cfg.nearest(key, known)}")
     per_task = {
-        registry.task(name).id: cfg.flat(_table(values, f"{args.config}: tasks.{name!r}"))
-        for name, values in _table(file.pop("tasks", {}), f"{args.config}: tasks").items()
+        registry.task(name).id: cfg.flat(cfg.table(values, f"{args.config}: tasks.{name!r}"))
+        for name, values in cfg.table(file.pop("tasks", {}), f"{args.config}: tasks").items()
     }
     methods, tasks, seeds, profile = (
-        _text(wanted.get(key), key) if getattr(args, key) is None else getattr(args, key) for key in known
+        cfg.as_word(wanted.get(key), key) if getattr(args, key) is None else getattr(args, key) for key in known
     )
     profile = DEFAULT_PROFILE if profile is None else profile
     if profile not in PROFILES:
@@ -153,28 +154,8 @@ def request_of(args: argparse.Namespace) -> Request:
     return Request(
         registry.select_methods(methods, profile), registry.select_tasks(tasks, profile),
         parse_seeds(str(SEEDS[profile]) if seeds is None else seeds), profile,
-        cfg.flat(file), per_task, dict(_pair(text) for text in args.set),
+        cfg.flat(file), per_task, dict(pair(text) for text in args.set),
     )  # fmt: skip
-
-
-def _table(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{where} = {value!r} is not a table of keys and values")
-    return value
-
-
-def _text(value: Any, key: str) -> str | None:
-    """A value of the file's [run] table as it would stand on the command line; a list of one seed keeps its comma."""
-    if isinstance(value, list):
-        return ",".join(map(str, value)) + ("," if key == "seeds" else "")
-    return None if value is None else str(value)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, sign, value = text.partition("=")
-    if not sign:
-        raise InputError(f"--set {text!r}: write KEY=VALUE, such as --set {all_keys()[0]}=8")
-    return key.strip(), value
 
 
 def command_run(args: argparse.Namespace) -> int:
@@ -184,27 +165,35 @@ def command_run(args: argparse.Namespace) -> int:
         raise InputError(f"--jobs {args.jobs}: give at least 1")
     if args.dry_run:
         return _dry(plan, Store(args.results))
-    from bench import report
+    from bench import report, tracking
     from bench.executor import Board, Executor
     from bench.screen import duration, screen
+    from bench.stages import video
 
     store, begun = Store(args.results), time.monotonic()
     board = Board(plan)
     executor = Executor(store, plan, args.jobs, board)
     left = sum(s.state != "done" for s in board.units.values())
-    folder = plan.write(store, left)
+    films = [u for u in plan.videos if board.units[u.stage, u.key].state != "done"]
+    folder = plan.write(store, left - len(films))
+    page = folder / "report" / "index.html"
+    news = left > 0 or plan.outdated(store, page)
+    mirror: AbstractContextManager[Any] = nullcontext()
+    if news and not args.no_tracking:
+        mirror = tracking.Live(store, folder, args.tracking_uri)
     print(f"run {plan.run_id}: {len(plan.cells)} cells, {left} of {len(board.units)} stages to do, in {folder}")
     try:
-        with _tracking(args, store, folder, left), screen(board):
+        with mirror, screen(board):
             executor.run()
     finally:
         if left and not executor.stopping:
             print(f"{duration(time.monotonic() - begun)} with {args.jobs} workers")
-    page = folder / "report" / "index.html"
-    if left or not page.exists():
-        page = report.write(store, folder, folder / "report")
+    if news:
+        report.write(store, folder, page.parent)
     report.show(store, folder)
-    print(f"report: {page}\ncompare in MLflow: python -m bench ui" + _results_option(args))
+    print(f"report: {page}\ncompare in MLflow: python -m bench ui" + _places(args))
+    for line in video.remarks(store, plan, films):
+        print(line, file=sys.stderr)
     return _failures(plan, board)
 
 
@@ -215,15 +204,11 @@ def command_study(args: argparse.Namespace) -> int:
     return study.command(args, request_of(args))
 
 
-def _results_option(args: argparse.Namespace) -> str:
-    return "" if str(args.results) == RESULTS else f" --results {args.results}"
-
-
-def _tracking(args: argparse.Namespace, store: Store, folder: Path, left: int) -> Any:
-    """The live mirror in MLflow, unless it is not wanted or nothing is left to mirror."""
-    from bench import tracking
-
-    return nullcontext() if args.no_tracking or not left else tracking.Live(store, folder, args.tracking_uri)
+def _places(args: argparse.Namespace) -> str:
+    """The options that say where results and tracking are, as far as they are not the default."""
+    words = [] if str(args.results) == RESULTS else ["--results", str(args.results)]
+    words += ["--tracking-uri", masked(args.tracking_uri)] if args.tracking_uri else []
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def _failures(plan: Plan, board: Any) -> int:
@@ -299,10 +284,15 @@ def command_sync(args: argparse.Namespace) -> int:
     store = existing(args.results)
     uri = args.tracking_uri or tracking.default_uri(store)
     run, studies = chosen(store, args.run)
-    if run is not None:
-        print(f"{run.name}: {tracking.sync(store, run, uri)} new points")
-    for folder in studies:
-        print(f"{folder.name}: {study_tracking.sync(store, folder, uri)} new points")
+    wrong: dict[str, None] = {}  # what is said once, in order
+    for folder in [*([] if run is None else [run]), *studies]:
+        mirror = tracking.sync if folder == run else study_tracking.sync
+        try:
+            print(f"{folder.name}: {mirror(store, folder, uri)} new points")
+        except InputError as error:
+            wrong[str(error)] = None
+    if wrong:
+        raise InputError("; ".join(wrong))
     return 0
 
 
@@ -324,7 +314,7 @@ def command_show(args: argparse.Namespace) -> int:
 
     if run is not None:
         record = read_json(run / "run.json")
-        print(f"run {run.name} ({' '.join(record['command'])}), commit {record['commit']}")
+        print(f"run {run.name} ({masked(' '.join(record['command']))}), commit {record['commit']}")
         for cell in record["cells"]:
             print("  " + words.cell_line(store, cell))
     for folder in studies:
@@ -357,7 +347,7 @@ def command_list(args: argparse.Namespace) -> int:
         print("runs")
         for folder in Store(args.results).runs():
             record = read_json(folder / "run.json")
-            print(f"  {folder.name:20} {len(record['cells'])} cells, {' '.join(record['command'])}")
+            print(f"  {folder.name:20} {len(record['cells'])} cells, {masked(' '.join(record['command']))}")
         _list_studies(Store(args.results))
     return 0
 

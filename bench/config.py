@@ -162,6 +162,20 @@ def as_dict(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
 
 
+def table(value: Any, where: str) -> dict[str, Any]:
+    """A table of a configuration file. Raises InputError if it is something else."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where} = {value!r} is not a table of keys and values")
+    return value
+
+
+def as_word(value: Any, key: str) -> str | None:
+    """A value of the file's [run] table as it would stand on the command line; a list of one seed keeps its comma."""
+    if isinstance(value, list):
+        return ",".join(map(str, value)) + ("," if key == "seeds" else "")
+    return None if value is None else str(value)
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as dotted keys."""
     out: dict[str, Any] = {}

@@ -59,7 +59,7 @@ class ContextNoise:
 
     @cached_property
     def _tensors(self) -> tuple[Tensor, Tensor]:
-        return torch.tensor(self.alpha_bar), torch.tensor(self.mask)
+        return torch.tensor(self.alpha_bar), torch.tensor(self.mask, dtype=torch.bool)
 
 
 def time_features(t: Tensor, size: int = 16) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench import config as cfg
@@ -23,9 +24,9 @@ from bench.config import option
 from bench.evaluate import CoverageConfig, EvaluationConfig
 from bench.nets import PolicyConfig
 from bench.pretraining import PretrainConfig
-from bench.rl import RLConfig
-from bench.store import LIBRARIES, Store, commit, read_json, versions, with_python, write_json
-from bench.types import STEPPING, InputError, Task
+from bench.rl import RLConfig, with_options
+from bench.store import LIBRARIES, Store, commit, masked, read_json, versions, with_python, write_json
+from bench.types import STEPPING, Dims, InputError, Task
 
 STAGES = ("demos", "starts", "pretrain", "coverage", "finetune")
 # Raised when a stage's code changes what it computes, so that older results are not taken for new ones.
@@ -194,22 +195,42 @@ class Plan:
         return found
 
     def write(self, store: Store, left: int = 1) -> Path:
-        """Write run.json; returns the run's folder. With no stage left, who made the run stays as it was recorded."""
+        """Write run.json; returns the run's folder.
+
+        With no stage of a cell left, who made the run stays as it was recorded, and only keys of videos are added.
+        """
         folder = store.root / "runs" / self.run_id
         folder.mkdir(parents=True, exist_ok=True)
         path, now = folder / "run.json", time.time()
         earlier = read_json(path) if path.exists() else {}
         if earlier and not left:
+            if self._add_videos(earlier["cells"]):
+                write_json(path, earlier)
             os.utime(path)  # the latest run is the one asked for last
             return folder
         record = {
             "run": self.run_id, "created": earlier.get("created", now), "updated": now,
-            "profile": self.request.profile, "command": ["python", "-m", "bench", *sys.argv[1:]], "commit": commit(),
+            "profile": self.request.profile, "commit": commit(),
+            "command": ["python", "-m", "bench", *map(masked, sys.argv[1:])],
             "versions": with_python(versions() | self.simulators()), "experiment": dataclasses.asdict(self.request),
             "cells": self.records(),
         }  # fmt: skip
         write_json(path, record)
         return folder
+
+    def _add_videos(self, cells: list[dict[str, Any]]) -> bool:
+        """Give recorded cells the keys of their videos in this plan; whether any was another before."""
+        videos, changed = {u.spec["inputs"]["finetune"]: u.key for u in self.videos}, False
+        for stages in (cell["stages"] for cell in cells):
+            key = videos.get(stages["finetune"], stages.get("video"))
+            changed, stages["video"] = changed or key != stages.get("video"), key
+        return changed
+
+    def outdated(self, store: Store, page: Path) -> bool:
+        """Whether a page of the run is missing, or older than one of the stages that are done."""
+        paths = [store.entry(*key).file("meta.json") for key in self.units]
+        newest = max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
+        return not page.exists() or page.stat().st_mtime < newest
 
 
 def make_plan(request: Request) -> Plan:
@@ -290,7 +311,8 @@ def config_of(request: Request, method: str, task: Task) -> Any:
 
 def _cell(request: Request, method: str, task_id: str, seed: int) -> Cell:
     task, module = registry.task(task_id), registry.method(method)
-    settings, config = settings_of(request, task), config_of(request, method, task)
+    config = config_of(request, method, task)
+    settings = _with_options(request, method, task, settings_of(request, task), config)
     source = registry.task(task.demos_of) if task.demos_of else task
     plain = cfg.as_dict(settings)
     demos = _unit("demos", (), task=source.id, version=source.version, config=plain["demos"],
@@ -308,6 +330,20 @@ def _cell(request: Request, method: str, task_id: str, seed: int) -> Cell:
                      execute=settings.policy.execute, stepping=settings.simulation.stepping,
                      libraries=versions(LIBRARIES))  # fmt: skip
     return Cell(method, task_id, seed, settings, config, (demos, starts, pretrain, coverage, finetune))
+
+
+def _with_options(request: Request, method: str, task: Task, settings: Settings, config: Any) -> Settings:
+    """The settings with the engine's options that define the method. Raises InputError if the user wants others."""
+    widths = dict.fromkeys(task.context_keys, 1)  # the true ones are known once there are demonstrations
+    dims = Dims(1, len(widths), 1, settings.policy.chunk, widths, settings.policy.execute)
+    agent = registry.methods()[method].agent(config, dims)
+    wanted = {key for values in request.layers(task.id) for key in values}
+    for name, value in agent.options.items():
+        if f"rl.{name}" in wanted and getattr(settings.rl, name) != value:
+            raise InputError(f"rl.{name}: {method} is defined by {value}; leave the key out, or the method")
+    if settings.rl.demo_fraction > 0:
+        agent.encode(np.zeros((1, settings.policy.chunk, 1), np.float32))
+    return dataclasses.replace(settings, rl=with_options(settings.rl, agent.options))
 
 
 def _unit(stage: str, waits: tuple[Unit, ...], **spec: Any) -> Unit:
@@ -331,6 +367,14 @@ def turn(unit: Unit) -> tuple[int, int, int]:
 def simulators(task: Task) -> dict[str, str]:
     """Versions of what the task's suite requires."""
     return versions(registry.suite_of(task).requires)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """Key and value of `--set`. Raises InputError."""
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise InputError(f"--set {text!r}: write KEY=VALUE, such as --set {all_keys()[0]}=8")
+    return key.strip(), value
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

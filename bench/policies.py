@@ -218,8 +218,11 @@ def load(folder: Path, euler_steps: int | None = None) -> BasePolicy:
     """The frozen policy in the folder. Raises InputError if a file is missing, broken or does not fit."""
     spec, dims, config, positions = read(folder)
     policy: BasePolicy
-    if spec.get("kind") == ActionPolicy.kind:
+    kind = spec.get("kind", FlowPolicy.kind)
+    if kind == ActionPolicy.kind:
         policy = ActionPolicy(dims, config, positions)
+    elif kind != FlowPolicy.kind:
+        raise InputError(f"{folder}: a policy of kind {kind!r}, which its method's `load(folder)` has to read")
     else:
         noise = spec["noise"]
         if noise is not None:

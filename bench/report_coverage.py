@@ -67,7 +67,12 @@ class Relation:
 
 def pairs_of(tasks: Sequence[TaskResult]) -> list[Pair]:
     """Every method and task with a pretrained policy and a finished fine-tuning."""
-    found = [Pair(t.task, r.method, r.before[-1].k, r) for t in tasks for r in t.ranked if len(r.before) == 2]
+    found = [
+        Pair(t.task, r.method, r.before[-1].k, r)
+        for t in tasks
+        for r in t.ranked
+        if len(r.before) == 2 and r.pretrain_steps != 0
+    ]
     return [p for p in found if p.seeds(True, False)]
 
 

@@ -77,7 +77,8 @@ def _figures(study: Study, out: Path) -> list[Block]:
     found: list[Block] = []
     for svg in sorted(study.folder.glob("*.svg")):
         for path in (svg, svg.with_suffix(".png")):
-            write_bytes(out / f"study_{study.name}_{path.name}", path.read_bytes())
+            if path.exists():
+                write_bytes(out / f"study_{study.name}_{path.name}", path.read_bytes())
         caption = f"{study.name}: {svg.stem.replace('_', ' ')}"
         found.append(Image(f"study_{study.name}_{svg.stem}", svg.read_bytes(), caption))
     return found

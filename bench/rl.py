@@ -196,10 +196,19 @@ class Engine(SAC):
         self.target_entropies = torch.tensor([g.target_entropy for g in groups])
         priors = torch.cat([torch.full((g.size,), g.prior or 0.0) for g in groups])
         self.priors = priors if bool(priors.any()) else None  # (D,) deviations; 0 where entropy counts
+        if self.priors is not None:
+            self._begin_at(self.priors)
         self.log_temperatures = torch.full((len(groups),), float(np.log(config.temperature)))
         self.temperature_optimiser = torch.optim.Adam([self.log_temperatures], lr=config.learning_rate, fused=True)
         self.demonstrations: Replay | None = None
         self._prepare()
+
+    @torch.no_grad()
+    def _begin_at(self, priors: Tensor) -> None:
+        """Let the actor begin at the priors (D,) of the groups that have one."""
+        kept = priors > 0
+        for head, bias in ((self.actor.mu, torch.zeros_like(priors)), (self.actor.log_std, priors.log())):
+            head.weight[kept], head.bias[kept] = 0.0, bias[kept]  # type: ignore[index, union-attr, operator]
 
     def _prepare(self) -> None:
         """Views of the weights, and optimisers that step on gradients handed to them."""
@@ -224,6 +233,15 @@ class Engine(SAC):
                 rows = np.stack([rng.standard_normal(mean.shape[1], np.float32) for rng in draws])
                 mean = mean + log_std.clamp(*LOG_STD).exp() * torch.from_numpy(rows)
             return torch.tanh(mean).numpy()
+
+    def explore(self, rows: int, rng: np.random.Generator) -> FloatArray:
+        """Actions (rows, D) before learning: uniform, but from their prior in groups that have one."""
+        size = self.replay.actions
+        actions: FloatArray = rng.uniform(-1, 1, (rows, size)).astype(np.float32)
+        if self.priors is None:
+            return actions
+        drawn = np.tanh(self.priors.numpy() * rng.standard_normal((rows, size), np.float32))
+        return np.where(self.priors.numpy() > 0, drawn, actions)
 
     def remember(
         self, features: FloatArray, after: FloatArray, action: FloatArray, reward: FloatArray, terminated: Any
@@ -286,7 +304,7 @@ class Engine(SAC):
         following = torch.cat([after, choice.action[size:]], dim=1)
         value = torch.cat([critic.forward(following) for critic in self._target_critics], dim=1).amin(1)
         if self.config.bounded_value:
-            value = value.clamp(0.0, 1.0)
+            value = value.clamp(0.0 if self.priors is None else None, 1.0)  # a divergence is a cost: no lower bound
         if self.config.entropy_in_target:
             value -= log_prob[size:] @ temperatures
         target = reward + (1 - terminated) * self.gamma * value[:, None]

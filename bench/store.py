@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -148,6 +149,12 @@ def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
     return found
 
 
+def masked(text: str) -> str:
+    """The text with `***` for the passwords of addresses in it, as every command and message is written down."""
+    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
+    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
+
+
 def with_python(found: Mapping[str, str]) -> dict[str, str]:
     """The versions with Python's own before them."""
     return {"python": platform.python_version(), **found}
@@ -210,8 +217,8 @@ class Entry:
         files = sorted(p for p in self.folder.iterdir() if p.is_file() and p.name[0] != ".")
         record = dict(meta) | {
             "stage": self.stage, "key": self.key, "files": {p.name: sha256(p) for p in files},
-            "spec": dict(spec), "versions": with_python(versions()), "commit": commit(), "arguments": sys.argv[1:],
-            "finished": time.time(),
+            "spec": dict(spec), "versions": with_python(versions()), "commit": commit(),
+            "arguments": [masked(word) for word in sys.argv[1:]], "finished": time.time(),
         }  # fmt: skip
         write_json(self.folder / "meta.json", record)
         shutil.rmtree(self.checkpoint, ignore_errors=True)

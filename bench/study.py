@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from bench import config as cfg
-from bench import study_report
+from bench import study_report, study_tables
 from bench.executor import Board, Executor
 from bench.plan import Request
 from bench.screen import screen as plan_screen
-from bench.store import Store, write_json
+from bench.store import Store, masked, write_json
 from bench.study_book import Book, check_storage
 from bench.study_report import Findings, Gap, Move, Setting, gap, runs_of
 from bench.study_space import Values, check_words, combinations, grid, grid_space, label, select, show
 from bench.study_spec import TUNING_SEEDS, Spec, base_of, setting_of, write_toml
-from bench.study_trials import Trials, View, screen
+from bench.study_trials import Trials, View, finished, screen
+from bench.tracking_studies import absolute, planned_points
 from bench.types import InputError
 
 SEEDS = 3  # tuning seeds of a trial, if neither the command nor the file gives any
@@ -132,10 +133,10 @@ def run_study(spec: Spec, store: Store, args: argparse.Namespace) -> tuple[int, 
     folder.mkdir(parents=True, exist_ok=True)
     try:
         book = Book(spec, folder, args.storage)
-    except InputError:
+    except InputError as error:
         _remove_empty(folder)
-        raise
-    _forget(folder)
+        raise InputError(masked(str(error))) from None
+    _forget(spec, folder)
     _announce(spec, folder, args.storage)
     with _tracking(args, store, book):
         view = View(spec.name)
@@ -143,13 +144,15 @@ def run_study(spec: Spec, store: Store, args: argparse.Namespace) -> tuple[int, 
             Trials(store, book, args.jobs, view).run()
         print(view.summary)
         found, failures = retest(spec, store, book, args.jobs)
+        best = _write_best(spec, folder, found)
         page = study_report.write(spec, store, book, folder, found, _command())
-        _show(spec, folder, found, page)
+        _show(spec, found, page, best)
     return (1 if failures or found.best is None else 0), found
 
 
 def _command() -> list[str]:
-    return ["python", "-m", "bench", *sys.argv[1:]]
+    """The command as it is written down: without passwords."""
+    return ["python", "-m", "bench", *map(masked, sys.argv[1:])]
 
 
 def _remove_empty(folder: Path) -> None:
@@ -161,17 +164,24 @@ def _remove_empty(folder: Path) -> None:
             folder.parent.rmdir()
 
 
-def _forget(folder: Path) -> None:
-    """Remove what was found when the study had fewer trials; it is made again at the end."""
-    for path in folder.iterdir():
-        if path.name in ("results.json", "best.toml") or path.suffix in (".md", ".html", ".png", ".svg"):
-            path.unlink(missing_ok=True)
+def _forget(spec: Spec, folder: Path) -> None:
+    """Remove what was found when the study had fewer trials; it is made again at the end. Other files stay."""
+    from bench.study_figures import CAPTIONS
+
+    levels = [f"noise_schedule_{p.key.rpartition('.')[2]}" for p in spec.space if p.axis == "level"]
+    for name in ("results.json", "best.toml", "report.md", "index.html"):  # first what says that the rest is there
+        (folder / name).unlink(missing_ok=True)
+    for name in (*CAPTIONS, *levels):
+        for kind in ("png", "svg"):
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
 
 
 def _announce(spec: Spec, folder: Path, storage: str | None) -> None:
     """What is studied, on the screen and in a file, which also says where the trials are and how to go on."""
-    place = storage if storage is None or "://" in storage else str(Path(storage).resolve())
-    record = {"name": spec.name, **spec.identity(), "trials": spec.trials, "storage": place, "command": _command()}
+    record = {
+        "name": spec.name, **spec.identity(), "trials": spec.trials, "storage": absolute(storage),
+        "command": _command(), "points": planned_points(spec),
+    }  # fmt: skip
     write_json(folder / "study.json", record)
     count = len(spec.instances)
     print(f"study {spec.name}: {spec.trials} trials of {count} instances, in {folder}")
@@ -191,16 +201,16 @@ def _tracking(args: argparse.Namespace, store: Store, book: Book) -> AbstractCon
 
 def retest(spec: Spec, store: Store, book: Book, jobs: int) -> tuple[Findings, int]:
     """Run the best settings and the default on fresh seeds, and the best one's neighbours; also the failed cells."""
-    wanted = study_report.candidates(spec, book)
+    wanted, count = study_report.candidates(spec, book), len(finished(book.trials()))
     if not book_has_values(wanted):
-        return Findings((), ()), 0
+        return Findings((), (), count), 0
     moves = taken(spec, study_report.neighbours(spec, wanted[0][1]))
     moves = moves if affordable(spec, len(moves)) else []
     print(f"re-test of {len(wanted)} settings and {len(moves)} neighbours of the best, {len(spec.fresh)} runs each")
     failures = run_cells(spec, store, [v for _, v, _ in wanted] + [m.values for m in moves], jobs)
     settings = tuple(Setting(name, values, study, runs_of(spec, store, values)) for name, values, study in wanted)
     lost: list[tuple[Move, Gap]] = [(m, gap(settings[0].runs, runs_of(spec, store, m.values), spec)) for m in moves]
-    return Findings(settings, tuple(lost)), failures
+    return Findings(settings, tuple(lost), count), failures
 
 
 def taken(spec: Spec, moves: list[Move]) -> list[Move]:
@@ -248,8 +258,16 @@ def run_cells(spec: Spec, store: Store, settings: list[Any], jobs: int) -> int:
     return len(bad)
 
 
-def _show(spec: Spec, folder: Path, found: Findings, page: Path) -> None:
-    """Tables and verdict on the screen, the best setting as a file."""
+def _write_best(spec: Spec, folder: Path, found: Findings) -> Path:
+    """The best setting as a file, if there is one."""
+    path = folder / "best.toml"
+    if found.best is not None:
+        write_toml(path, spec, found.best.values, [f"study {spec.name}: {label(found.best.values)}"])
+    return path
+
+
+def _show(spec: Spec, found: Findings, page: Path, best: Path) -> None:
+    """Tables and verdict on the screen, and where the files are."""
     if found.best is None:
         print(f"no trial was complete; report: {page}", file=sys.stderr)
         return
@@ -257,21 +275,24 @@ def _show(spec: Spec, folder: Path, found: Findings, page: Path) -> None:
     if found.sensitivity:
         print("\n" + study_report.text(study_report.sensitivity_rows(found.sensitivity)))
     print("\n" + "\n".join(study_report.verdict(spec, found)))
-    best = folder / "best.toml"
-    write_toml(best, spec, found.best.values, [f"study {spec.name}: {label(found.best.values)}"])
     print(f"report: {page}\nbest setting: python -m bench run --config {best}")
 
 
 def compare_rows(found: list[tuple[Spec, Findings]]) -> study_report.Rows:
-    """One row per method: what its default and its best setting reach in the re-test."""
+    """One row per method: what its default and its best setting reach in the re-test, each with its runs."""
     rows = [["method", "trials", "default", "best", "against the default", "optimism", "setting"]]
     for spec, one in found:
-        base = next((s for s in one.settings if s.name == "default"), None)
-        if one.best is None or base is None:
-            rows.append([spec.method, str(spec.trials), "", "", "", "", "no complete trial"])
+        base, best, trials = study_report.default_of(one.settings), one.best, f"{one.trials} of {spec.trials}"
+        if best is None or base is None:
+            rows.append([spec.method, trials, "", "", "", "", "no complete trial"])
             continue
-        against = str(gap(one.best.runs, base.runs, spec))
-        numbers = [f"{base.mean:.3f}", f"{one.best.mean:.3f}", against, f"{one.best.optimism:+.3f}"]
-        same = setting_of(one.best.values, spec.base)
-        rows.append([spec.method, str(spec.trials), *numbers, "default" if same else label(one.best.values)])
+        against = study_tables.DASH if best is base else str(gap(best.runs, base.runs, spec))
+        optimism = best.optimism if len(best.runs) == len(spec.fresh) else None
+        numbers = [_reached(base, spec), _reached(best, spec), against, study_tables.number(optimism, True)]
+        same = setting_of(best.values, spec.base)
+        rows.append([spec.method, trials, *numbers, "default" if same else label(best.values)])
     return rows
+
+
+def _reached(setting: Setting, spec: Spec) -> str:
+    return f"{study_tables.number(setting.mean)} ({len(setting.runs)} of {len(spec.fresh)})"

@@ -40,13 +40,21 @@ RAN = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class DyingLock:
-    """The lock of a journal file; it ends with its process."""
+    """The lock of a journal file; it ends with its process.
 
-    def __init__(self, path: Path) -> None:
-        self.lock = filelock.FileLock(path, timeout=LOCK_SECONDS)
+    A process killed while writing leaves half a line, which would spoil all that follows: the next one cuts it off.
+    """
+
+    def __init__(self, path: Path, journal: Path) -> None:
+        self.lock, self.journal = filelock.FileLock(path, timeout=LOCK_SECONDS), journal
 
     def acquire(self) -> bool:
         self.lock.acquire()
+        try:
+            cut_half_line(self.journal)
+        except BaseException:
+            self.lock.release()
+            raise
         return True
 
     def release(self) -> None:
@@ -138,9 +146,10 @@ def open_storage(text: str | None, folder: Path) -> Any:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    lock: Any = DyingLock(path.with_name(f".{path.name}.lock"))
+    lock: Any = DyingLock(path.with_name(f".{path.name}.lock"), path)
     try:
-        mend(path, lock)
+        lock.acquire()
+        lock.release()
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     except OSError as error:
         raise InputError(f"--storage {path}: cannot open ({error.strerror})") from None
@@ -148,18 +157,15 @@ def open_storage(text: str | None, folder: Path) -> Any:
         raise InputError(f"--storage {path}: not a journal of Optuna ({error})") from None
 
 
-def mend(path: Path, lock: DyingLock) -> None:
-    """Cut off the half line that a process killed while writing leaves, which would spoil all that follows."""
-    if not path.exists():
-        return
-    lock.acquire()
-    try:
-        content = path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            with path.open("r+b") as handle:
-                handle.truncate(content.rfind(b"\n") + 1)
-    finally:
-        lock.release()
+def cut_half_line(path: Path) -> None:
+    """Cut a file that does not end with its last line's end there."""
+    with suppress(FileNotFoundError), path.open("r+b") as handle:
+        if not handle.seek(0, os.SEEK_END):
+            return
+        handle.seek(-1, os.SEEK_END)
+        if handle.read(1) != b"\n":
+            handle.seek(0)
+            handle.truncate(handle.read().rfind(b"\n") + 1)
 
 
 def _database(url: str) -> Any:

@@ -178,6 +178,7 @@ class Findings:
 
     settings: tuple[Setting, ...]  # the best first
     sensitivity: tuple[tuple[Move, Gap], ...]
+    trials: int = 0  # that came to an end of their own
 
     @property
     def best(self) -> Setting | None:
@@ -193,11 +194,13 @@ def default_of(settings: Sequence[Setting]) -> Setting | None:
 def verdict(spec: Spec, found: Findings) -> list[str]:
     """What to believe, in a few lines."""
     best = found.best
-    if best is None or not best.runs:
+    if best is None:
         return ["no setting was re-tested"]
     lines = [f"best in the study: {best.name}, {label(best.values)}"]
     runs = f"{len(best.runs)} of {len(spec.fresh)} fresh runs"
-    if len(best.runs) < len(spec.fresh):
+    if not best.runs:
+        lines.append(f"re-test: none of the {len(spec.fresh)} fresh runs is finished, so nothing is compared")
+    elif len(best.runs) < len(spec.fresh):
         lines.append(f"re-test on {runs}: {best.mean:.3f}; the others are missing, so nothing is compared")
     else:
         lines.append(
@@ -222,17 +225,20 @@ def _told(against: Gap) -> str:
 
 
 def write(spec: Spec, store: Store, book: Book, folder: Path, found: Findings, command: Sequence[str]) -> Path:
-    """Findings, pages (report.md and index.html) and figures in the study's folder; returns report.md."""
+    """Pages (report.md and index.html), figures and findings in the study's folder; returns report.md.
+
+    results.json comes last: whoever finds it takes the study for done, and the rest for complete.
+    """
     from bench import figures, study_figures
 
     findings = record(spec, book, found)
-    write_json(folder / "results.json", findings)
     drawn = study_figures.draw(spec, book, findings["importances"])
     images = [figures.save(folder, name, figure, caption) for name, (figure, caption) in drawn.items()]
     blocks = [*_answer(spec, findings, command), *_details(spec, book, found), Heading("Figures"), *images]
     page = folder / "report.md"
     write_atomic(page, lambda p: p.write_text(markdown(blocks, figures="")))
     write_atomic(folder / "index.html", lambda p: p.write_text(html(blocks, f"Study {spec.name}")))
+    write_json(folder / "results.json", findings)
     return page
 
 
@@ -261,6 +267,8 @@ def _details(spec: Spec, book: Book, found: Findings) -> list[Block]:
 
 def sensitivity_note(found: Findings, spec: Spec) -> str:
     """What the sensitivity table is made of."""
+    if not found.sensitivity and found.best is not None and not found.best.values:
+        return "Not measured: the best setting has no parameters of the space."
     if not found.sensitivity:
         return "Not measured (`--sensitivity yes` measures it)."
     return (

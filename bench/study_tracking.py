@@ -19,7 +19,7 @@ from bench import tracking
 from bench import tracking_files as files
 from bench import tracking_points as curves
 from bench import tracking_system as system
-from bench.store import Store, commit, with_python
+from bench.store import Store, commit, masked, with_python
 from bench.store import versions as library_versions
 from bench.study_book import Book, mean_of, retried
 from bench.study_space import label, values_of
@@ -29,7 +29,14 @@ from bench.tracking_studies import Source, of_book, of_folder, results, working
 CURVES = curves.POINT_METRICS[1:]  # without success on the report states, of which a trial has one
 EXPERIMENT_NAME = 250  # characters
 SPREAD = 1.035  # trials with a point on the study's curve lie by this factor apart, from where that is over one
-PAGE = (".png", ".md", ".json", ".toml")  # endings of the files in a study's folder that are its report
+PAGE = (
+    ".png",
+    ".svg",
+    ".html",
+    ".md",
+    ".json",
+    ".toml",
+)  # endings of the files in a study's folder that are its report
 
 
 def sync(store: Store, folder: Path, uri: str) -> int:
@@ -47,7 +54,7 @@ class Mirror:
     def __init__(self, store: Store, source: Source, uri: str) -> None:
         self.store, self.source, self.uri = store, source, uri
         self.client, self.turn = quiet_client(uri), tracking.Turn(source.folder)
-        self.complete: set[str] = set()  # trials with everything logged
+        self.complete: set[tuple[int, bool]] = set()  # trials with everything logged, and whether they were retried
         self._tree: Tree | None = None
         self._new = 0
 
@@ -83,19 +90,21 @@ class Mirror:
         top = self._get(tree, "", source.name, "study", "", {**source.identity, **space}, start)
         again = retried(trials)
         for trial in trials:
-            skipped = trial.state == TrialState.WAITING or "repeats" in trial.user_attrs
-            if not skipped and str(trial.number) not in self.complete:
-                self._trial(tree, trial, top, trial.number in again)
+            retried_too = trial.number in again
+            if _begun(trial) and (trial.number, retried_too) not in self.complete:
+                self._trial(tree, trial, top, retried_too)
         self._new += tree.log("", history(trials) + system.points(source.folder))
         state = source.state(alive)
         if state == "done":
-            self._results(tree, start, results(source.folder))
+            self._results(tree, results(source.folder))
         tree.status("", state)
 
     def _trial(self, tree: Tree, trial: FrozenTrial, top: str, again: bool) -> None:
-        """One trial with its instances; `again`: it was interrupted, and its setting queued anew."""
+        """One trial with its instances; `again`: its setting was queued anew, as it was interrupted or failed."""
         place, start = str(trial.number), _milliseconds(trial.datetime_start)
         run_id = self._get(tree, place, f"trial {place}", "trial", top, trial.params, start)
+        if "retry_of" in trial.user_attrs:
+            tree.set_tag(place, "bench.retry_of", str(trial.user_attrs["retry_of"]))
         now = _milliseconds(trial.datetime_complete) or start
         points = [("instance_value", float(v), now, step) for step, v in trial.intermediate_values.items()]
         if trial.state == TrialState.COMPLETE:
@@ -108,8 +117,9 @@ class Mirror:
             tree.status(place, "running" if working(trial) else "stopped")
             return
         broken = again and "error" not in trial.user_attrs  # a failed one may be tried again, too
+        state = "interrupted" if broken else trial.state.name.lower()
         tags = {
-            "bench.state": "interrupted, tried again" if broken else trial.state.name.lower(),
+            "bench.state": state + (", tried again" if again else ""),
             "bench.setting": label(values_of(trial.params)), "bench.error": trial.user_attrs.get("error", ""),
         }  # fmt: skip
         for name, value in tags.items():
@@ -117,7 +127,7 @@ class Mirror:
                 tree.set_tag(place, name, str(value)[:4000])
         ends = {TrialState.COMPLETE: "done", TrialState.PRUNED: "stopped", TrialState.FAIL: "failed"}
         tree.status(place, "stopped" if broken else ends[trial.state], now)
-        self.complete.add(place)
+        self.complete.add((trial.number, again))
 
     def _instance(self, tree: Tree, trial: FrozenTrial, step: int, keys: Mapping[str, str], parent: str) -> None:
         """One (task, seed) of a trial: its success curves and the data it learnt from."""
@@ -127,7 +137,8 @@ class Mirror:
         self._get(tree, place, f"{task} seed {seed}", "seed", parent, params, start)
         entry = self.store.entry("finetune", keys["finetune"])
         points = curves.stored(entry)
-        self._new += tree.log(place, curves.values(curves.thin(points, len(points) - 1), start, CURVES))
+        planned = trial.params.get("evaluation.points", self.source.points.get(task, len(points) - 1))
+        self._new += tree.log(place, curves.values(curves.thin(points, planned), start, CURVES))
         pretrain = self.store.entry("pretrain", keys["pretrain"])
         sources = {"starts": entry, "demos": pretrain}
         inputs = {
@@ -135,28 +146,53 @@ class Mirror:
         }
         files.log_inputs(tree, place, task, {s: self.store.entry(s, key) for s, key in inputs.items() if key})
         if step in trial.intermediate_values:
-            tree.status(place, "done", _end(entry.folder))
+            end = _written(entry.file("meta.json"))
+            tree.status(place, "done", None if end is None else max(end, start))  # an earlier trial may have made it
         elif trial.state.is_finished():
             tree.status(place, "failed" if entry.status() == "failed" else "stopped")
         else:
             tree.status(place, "running" if working(trial) else "stopped")
 
-    def _results(self, tree: Tree, start: int, found: dict[str, Any]) -> None:
-        """What the re-test says, and the page with its figures."""
-        rows = found.get("retest") or []
-        named = {"retest_best": rows[0]["retest"], "optimism": rows[0]["optimism"]} if rows else {}
-        for row in rows:
-            if row["setting"] == "default":
-                named["retest_default"] = row["retest"]
-        step = len(found.get("trials", []))
-        points = [(name, float(value), start, step) for name, value in named.items() if value is not None]
-        self._new += tree.log("", [p for p in points if math.isfinite(p[1])])
-        tree.once("", "bench.results", cfg.digest(found), lambda: self._page(tree))
+    def _results(self, tree: Tree, found: dict[str, Any]) -> None:
+        """What the re-test says, and the page with its figures: again whenever it says something else."""
+        if found:
+            tree.once("", "bench.results", cfg.digest(found), lambda: self._send(tree, found))
 
-    def _page(self, tree: Tree) -> None:
+    def _send(self, tree: Tree, found: dict[str, Any]) -> None:
+        """The re-test's numbers, which take the place of earlier ones by being newer, and the page."""
+        from mlflow.entities import Metric
+
         for path in sorted(self.source.folder.iterdir()):
-            if path.suffix in PAGE and path.is_file() and path.name[0] != ".":
+            if path.name == "study.json":  # its storage may be an address with a password
+                self.client.log_text(tree.id(""), masked(path.read_text()), path.name)
+            elif path.suffix in PAGE and path.is_file() and path.name[0] != ".":
                 self.client.log_artifact(tree.id(""), str(path))
+        when, step = _written(self.source.folder / "results.json") or 0, len(found.get("trials", []))
+        earlier = self.client.get_run(tree.id("")).data.metrics
+        values = {k: math.nan if v is None else float(v) for k, v in retest_numbers(found).items()}
+        kept = {k: v for k, v in values.items() if math.isfinite(v) or k in earlier}  # nothing there: say so
+        self.client.log_batch(tree.id(""), metrics=[Metric(k, v, when, step) for k, v in kept.items()])
+        self._new += len(kept)
+
+
+def _begun(trial: FrozenTrial) -> bool:
+    """Whether a trial counts and has all of its parameters: those of one that is still being drawn may yet change."""
+    return "repeats" not in trial.user_attrs and (trial.state.is_finished() or "instance 0" in trial.user_attrs)
+
+
+def retest_numbers(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """What results.json says of the best setting's re-test and of the default's."""
+    rows = found.get("retest") or []
+    if not rows:
+        return {}
+    names = {
+        "retest_best": "retest",
+        "optimism": "optimism",
+        "retest_finished": "finished",
+        "retest_planned": "planned",
+    }
+    base = [row["retest"] for row in rows if row["setting"] == "default"]
+    return {name: rows[0].get(key) for name, key in names.items()} | ({"retest_default": base[0]} if base else {})
 
 
 def _place(tags: Mapping[str, str]) -> str:
@@ -189,9 +225,8 @@ def _milliseconds(when: Any) -> int:
     return 0 if when is None else int(1000 * when.timestamp())
 
 
-def _end(folder: Path) -> int | None:
-    """When a stage's last file was written, in ms."""
-    path = folder / "meta.json"
+def _written(path: Path) -> int | None:
+    """When a file was written, in ms."""
     return int(1000 * path.stat().st_mtime) if path.exists() else None
 
 

@@ -23,8 +23,8 @@ from bench import tracking_points as curves
 from bench import tracking_system as system
 from bench.plan import STAGES
 from bench.stages.curves import cell_status
-from bench.store import Entry, Store, read_json
-from bench.tracking_client import Tree, brief, quiet_client
+from bench.store import Entry, Store, masked, read_json
+from bench.tracking_client import Tree, brief, quiet_client, unreachable
 from bench.types import InputError
 
 PERIOD = 5.0  # seconds between two looks at the files while a run goes on
@@ -47,11 +47,19 @@ def sync(store: Store, run_folder: Path, uri: str) -> int:
 
 
 def answered(ask: Any, uri: str) -> int:
-    """What `ask` returns. Raises InputError in one line for whatever MLflow says against it."""
+    """What `ask` returns. Raises InputError in one line: for whatever MLflow says against it, or as it stands."""
     try:
         return int(ask())
+    except InputError:  # of a file that cannot be read
+        raise
+    except filelock.Timeout as error:
+        where = Path(error.lock_file).parent
+        raise InputError(f"{where}: another process is mirroring it; try again when that has ended") from None
+    except LookupError as error:
+        raise InputError(f"cannot mirror: a file lacks {brief(error)}; was it written by another version?") from None
     except Exception as error:
-        raise InputError(f"tracking store {uri}: {brief(error)}; start it, or choose another --tracking-uri") from None
+        text = f"tracking store {masked(uri)}: {brief(error)}; start it, or choose another --tracking-uri"
+        raise InputError(text) from None
 
 
 class Turn:
@@ -131,7 +139,7 @@ class Mirror:
         if state == "done":
             new += self._finish(tree, place, cell, entries, points)
             tree.set_tag(place, "bench.points", key)  # from now on its curves need not even be compared
-        end = ended(entries, state)
+        end = ended(entries, state, start)
         tree.status(place, state, end)
         return state, end, new, points
 
@@ -186,7 +194,7 @@ class Mirror:
             "mlflow.parentRunId": parent, "bench.profile": str(run.get("profile", "")),
             "bench.commit": str(run.get("commit", "")),
             "bench.versions": json.dumps(run.get("versions", {}), sort_keys=True),
-            "bench.command": shlex.join(map(str, run.get("command", [])))[:4000],
+            "bench.command": masked(shlex.join(map(str, run.get("command", []))))[:4000],
             "mlflow.runColor": self._colour(method) if method else "",
             "bench.config_hash": "" if params is None else config.digest(dict(params)),
             "mlflow.source.name": "bench run", "mlflow.source.type": "LOCAL",
@@ -207,11 +215,11 @@ def state_of(entries: Mapping[str, Entry], alive: bool) -> str:
     return "stopped" if state == "pending" and begun and not alive else state
 
 
-def ended(entries: Mapping[str, Entry], state: str) -> int | None:
-    """When a cell was done, in ms; nothing if it is not."""
+def ended(entries: Mapping[str, Entry], state: str, start: int) -> int | None:
+    """When a cell was done, in ms, nothing if it is not; if an earlier run did it, this one's start."""
     if state != "done":
         return None
-    return int(1000 * float(entries["finetune"].meta().get("finished", 0.0)))
+    return max(start, int(1000 * float(entries["finetune"].meta().get("finished", 0.0))))
 
 
 def _latest(ends: list[int | None]) -> int | None:
@@ -281,7 +289,7 @@ class Live:
             return  # another process is at it, and sends all there is
         except Exception as error:
             self._mirror = None  # what was logged is not known for certain any more: ask again
-            self._warn("unreachable" if self.uri.startswith("http") else f"not usable ({brief(error)})")
+            self._warn("unreachable" if unreachable(error) else f"not usable ({brief(error)})")
 
     def new_mirror(self) -> Any:
         """What is called again and again."""
@@ -290,7 +298,5 @@ class Live:
     def _warn(self, what: str) -> None:
         if not self._warned:
             self._warned = True
-            print(
-                f"tracking server {self.uri} {what}; the {self.what} goes on; `python -m bench sync` catches up",
-                file=sys.stderr,
-            )
+            line = f"tracking server {masked(self.uri)} {what}; the {self.what} goes on"
+            print(f"{line}; `python -m bench sync` catches up", file=sys.stderr)

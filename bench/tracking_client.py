@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import config
+from bench.store import masked
 
 VALUE_LIMIT = 6000  # MLflow cuts longer parameter values silently
 BATCH = 100  # parameters per request, MLflow's limit
@@ -36,8 +37,25 @@ def quiet_client(uri: str) -> Any:
 
 
 def brief(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """The first line of what an error says, without passwords."""
+    return masked((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
+
+
+def unreachable(error: BaseException | None) -> bool:
+    """Whether an error comes from nobody answering, and not from what was answered."""
+    while error is not None:
+        if {kind.__name__ for kind in type(error).__mro__} & {"ConnectionError", "Timeout", "TimeoutError"}:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def absolute(uri: str) -> str:
+    """A tracking URI that means the same in every working directory."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///"):
+        return uri if str(path) == ":memory:" or path.is_absolute() else f"sqlite:///{path.resolve()}"
+    return uri if ":" in uri or uri == "databricks" else str(path.resolve())
 
 
 def shortened(value: Any) -> str:

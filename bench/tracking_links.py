@@ -10,14 +10,13 @@ import json
 import os
 import socket
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from bench import config
-from bench.store import Store
-from bench.tracking_client import quiet_client, search_runs
+from bench.store import Store, masked
+from bench.tracking_client import absolute, brief, quiet_client, search_runs
 from bench.types import InputError
 
 CARD_HEIGHT = 520  # pixels
@@ -104,7 +103,7 @@ def _share(client: Any, base: str, experiment: Any, state: dict[str, Any], mode:
 
 def print_links(uri: str, base: str, run_folder: Path | None, study_folder: Path | None) -> None:
     """Where to look, one line each; what is not mirrored is named with what mirrors it."""
-    with suppress(Exception):
+    try:
         if run_folder is not None:
             links = run_links(uri, base, run_folder.name)
             for what, link in links:
@@ -115,6 +114,8 @@ def print_links(uri: str, base: str, run_folder: Path | None, study_folder: Path
             address = study_link(uri, base, study_folder.name)
             missing = f"{study_folder.name} is not in MLflow yet: python -m bench sync"
             print(f"parallel coordinates of {study_folder.name}: {address}" if address else missing, flush=True)
+    except Exception as error:  # whatever the store says: the server may start nevertheless
+        print(f"no links: {brief(error)}", file=sys.stderr, flush=True)
 
 
 def ui(
@@ -124,12 +125,12 @@ def ui(
 
     For the address of a server nothing is started, only the links are printed, and 0 is returned.
     """
-    remote = uri.startswith("http")
+    uri, remote = absolute(uri), uri.startswith("http")  # before the working directory changes
     if not remote:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 raise InputError(f"port {port} is in use; choose another with --port")
-    base = uri.rstrip("/") if remote else f"http://127.0.0.1:{port}"
+    base = masked(uri.rstrip("/")) if remote else f"http://127.0.0.1:{port}"
     print(f"MLflow: {base}", flush=True)
     print_links(uri, base, run_folder, study_folder)
     if remote:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from optuna.study import Study, load_study
 from optuna.trial import FrozenTrial, TrialState
 
-from bench.store import read_json
-from bench.study_book import Book, check_storage, gone, open_storage, spent
-from bench.study_spec import TUNING_SEEDS, Instance
+from bench import registry
+from bench.plan import settings_of
+from bench.store import masked, read_json
+from bench.study_book import Book, gone, open_storage, spent
+from bench.study_spec import TUNING_SEEDS, Instance, Spec
 from bench.types import InputError
 
 
@@ -23,6 +26,7 @@ class Source:
     folder: Path
     study: Study
     wanted: int
+    points: Mapping[str, int] = field(default_factory=dict)  # task → evaluation points planned after point 0
 
     @property
     def name(self) -> str:
@@ -73,21 +77,50 @@ def working(trial: FrozenTrial) -> bool:
 
 def of_book(book: Book) -> Source:
     """The source of a study that this process works at."""
-    return Source(book.folder, book.study, book.spec.trials)
+    return Source(book.folder, book.study, book.spec.trials, planned_points(book.spec))
+
+
+def planned_points(spec: Spec) -> dict[str, int]:
+    """Task → evaluation points that a trial's curve is to have after point 0."""
+    return {t: settings_of(spec.request, registry.task(t)).evaluation.points for t in spec.request.tasks}
+
+
+def storage_file(text: str) -> Path | None:
+    """The file that a storage is: a journal or an SQLite database; None for a server."""
+    if "://" not in text:
+        return Path(text)
+    scheme, _, rest = text.partition("://")
+    name = rest.partition("?")[0].removeprefix("/")
+    if scheme.partition("+")[0] != "sqlite" or name in ("", ":memory:") or name.startswith("file:"):
+        return None
+    return Path(name)
+
+
+def absolute(text: str | None) -> str | None:
+    """A storage so that it is found from every working folder."""
+    path = None if text is None else storage_file(text)
+    if text is None or path is None:
+        return text
+    scheme, mark, rest = text.rpartition(":///")
+    query = rest.partition("?")[1:] if mark else ("", "")
+    return f"{scheme}{mark}{path.resolve()}{''.join(query)}"
 
 
 def of_folder(folder: Path) -> Source:
     """The source of a study by its folder alone. Raises InputError if its storage is not there."""
     record = read_json(folder / "study.json")
     storage = record.get("storage")
-    if storage is None and not (folder / "journal.log").exists():
-        raise InputError(f"study {folder.name}: no journal.log in {folder}; run its command again with its --storage")
-    check_storage(storage)
+    file = folder / "journal.log" if storage is None else storage_file(storage)
+    if file is not None and not file.exists():  # opening it would make an empty one
+        where = f"no journal.log in {folder}" if storage is None else f"no file {file}, where its trials were"
+        raise InputError(f"study {folder.name}: {where}; run its command again with its --storage")
     try:
         opened = load_study(study_name=record["name"], storage=open_storage(storage, folder))
     except KeyError:
-        raise InputError(f"study {folder.name}: not in {storage or folder / 'journal.log'}") from None
-    return Source(folder, opened, int(record["trials"]))
+        raise InputError(f"study {folder.name}: not in {masked(storage or str(file))}") from None
+    except InputError as error:
+        raise InputError(f"study {folder.name}: {masked(str(error))}") from None
+    return Source(folder, opened, int(record["trials"]), record.get("points", {}))
 
 
 def results(folder: Path) -> dict[str, Any]:

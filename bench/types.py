@@ -11,7 +11,7 @@ Protocol. The loop that calls them, in short::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -177,6 +177,9 @@ class Policy(Protocol):
     def invert(self, s: FloatArray, c: FloatArray, chunk: FloatArray) -> FloatArray:
         """(B, S), (B, C), (B, H, A) → the z (B, *latent) from which `act` at σ = 0 gives the chunk."""
 
+    def parameters(self) -> Iterator[Any]:
+        """The weights, to be counted."""
+
     def save(self, folder: Path) -> None: ...
 
 
@@ -193,7 +196,7 @@ class Group:
     low: float
     high: float
     target_entropy: float  # nats; with a prior: minus the divergence from it that is aimed at
-    prior: float | None = None  # see below
+    prior: float | None = None  # see above
 
     def decode(self, action: FloatArray) -> FloatArray:
         """(B, size) in [-1, 1] → (B, size) in [low, high]."""
@@ -214,11 +217,12 @@ class Agent:
     """What reinforcement controls: the action groups, and how one RL action becomes the inputs of the policy.
 
     `inputs(action, noise, progress)` takes the decoded groups {name: (B, size)}, standard normal `noise`
-    {"z": (B, H, A), "eps": (B, C)} drawn by the harness, and returns z (B, H, A), σ (B,), ε (B, C). `before(noise,
-    progress)` returns the same before any reinforcement: the pretrained policy as it is. `encode` takes the z (N, H, A)
-    with which the policy repeats demonstrated chunks and returns the RL actions (N, D) in [-1, 1] nearest to that, for
-    batches that hold demonstrations. `options` overrides fields of the engine's configuration that define the method.
-    `correct(chunk (B, H, A), action)` returns the chunk that is executed instead of the policy's, if it is given.
+    {"z": (B, *latent), "eps": (B, C)} drawn by the harness, and returns z (B, *latent), σ (B,), ε (B, C).
+    `before(noise, progress)` returns the same before any reinforcement: the pretrained policy as it is. `encode` takes
+    the z (N, *latent) with which the policy repeats demonstrated chunks and returns the RL actions (N, D) in [-1, 1]
+    nearest to that, for batches that hold demonstrations; it raises InputError where an agent cannot. `options`
+    overrides fields of the engine's configuration that define the method. `correct(chunk (B, H, A), action)` returns
+    the chunk that is executed instead of the policy's, if it is given.
     """
 
     groups: tuple[Group, ...]

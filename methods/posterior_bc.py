@@ -53,7 +53,7 @@ def pretrain(demos: Demos, config: Config, trainer: Trainer) -> FlowPolicy:
 
 def posterior_std(config: Config, trainer: Trainer) -> Tensor:
     """Deviation over the members of the predicted chunk at every step, (N, H, A) in normalised action units."""
-    features = condition(trainer)
+    features = trainer.no_policy().to(trainer.device).conditions(trainer.s, trainer.c)
     target = ((trainer.a - trainer.a.mean(0)) / trainer.a.std(0).clamp_min(1e-3))[trainer.index].flatten(1)
     weight = trainer.weight.repeat_interleave(trainer.dims.action, dim=1)
     with seeding.fence(seeding.child(trainer.seed, "posterior", "init")):
@@ -73,17 +73,6 @@ def posterior_std(config: Config, trainer: Trainer) -> Tensor:
     with torch.inference_mode():
         spread = [ensemble(part.expand(config.members, -1, -1)).std(0) for part in torch.split(features, 4096)]
     return torch.cat(spread).clone().view(len(features), trainer.dims.chunk, trainer.dims.action)
-
-
-def condition(trainer: Trainer) -> Tensor:
-    """Normalised s and c with the policy's Fourier features, (N, F)."""
-    parts = []
-    for data, entries in zip((trainer.s, trainer.c), trainer.positions, strict=True):
-        encoder = nets.Features(data.shape[1], entries, trainer.policy_config.fourier).to(trainer.device)
-        if trainer.policy_config.normalise:
-            encoder.fit(data)
-        parts.append(encoder.expand(encoder.normalise(data)))
-    return torch.cat(parts, dim=1)
 
 
 def bootstrap(members: int, trainer: Trainer) -> list[Tensor]:

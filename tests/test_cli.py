@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from bench import cli, doctor
+from bench import cli, doctor, executor, report, tracking
 from bench import config as cfg
-from bench.plan import Request, Settings, make_plan
-from bench.store import Store
+from bench.plan import Plan, Request, Settings, make_plan
+from bench.stages import video
+from bench.store import Store, masked
 from bench.types import InputError
 
 TINY = [
@@ -199,6 +201,76 @@ def test_a_run_that_goes_on_keeps_its_birthday(tmp_path: Path) -> None:
     plan.write(store, 1)
     record = json.loads(path.read_text())
     assert record["created"] == 5.0 and record["updated"] > 5.0 and record["command"] != ["old"]
+
+
+def test_a_page_that_is_older_than_a_stage_is_written_and_mirrored_anew(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another run may have finished what this one's page shows as failed."""
+    done: list[str] = []
+
+    def mirror(*_: object) -> nullcontext[None]:
+        done.append("mirror")
+        return nullcontext()
+
+    monkeypatch.setattr(report, "write", lambda *_: done.append("page"))
+    monkeypatch.setattr(tracking, "Live", mirror)
+    words = ["run", *TINY, "--results", str(finished)]
+    words.remove("--no-tracking")
+    page, record = next(finished.glob("runs/*/report/index.html")), next(finished.glob("runs/*/run.json"))
+    os.utime(page)
+    assert cli.main(words) == 0 and done == []
+    os.utime(page, (1, 1))
+    assert cli.main([*words, "--tracking-uri", "http://me:secret@there"]) == 0 and done == ["mirror", "page"]
+    out = capsys.readouterr().out
+    assert "python -m bench ui --results " in out and "--tracking-uri 'http://me:***@there'\n" in out
+    os.utime(page)
+    meta = next(finished.glob("stages/video/*/meta.json"))
+    content, before = meta.read_bytes(), record.read_bytes()
+    meta.unlink()
+    monkeypatch.setattr(executor.Executor, "run", lambda self: None)
+    monkeypatch.setattr(video, "remarks", lambda store, plan, made: [f"{len(made)} film"])
+    assert cli.main(words) == 0 and done[2:] == ["mirror", "page"]
+    meta.write_bytes(content)
+    assert capsys.readouterr().err == "1 film\n" and record.read_bytes() == before
+
+
+def test_a_film_that_comes_later_changes_no_more_of_the_record_than_its_key(tmp_path: Path) -> None:
+    def plan(*words: str) -> Plan:
+        return make_plan(cli.request_of(cli.parser().parse_args(["run", *TINY, "--results", str(tmp_path), *words])))
+
+    store, without, usual = Store(tmp_path), plan("--set", "video.seeds=0"), plan()
+    path = without.write(store) / "run.json"
+    before = json.loads(path.read_text())
+    assert {c["stages"].pop("video") for c in before["cells"]} == {None}
+    for again in (usual, without):
+        again.write(store, 0)
+        record = json.loads(path.read_text())
+        assert [c["stages"].pop("video") for c in record["cells"]] == [v.key for v in usual.videos]
+        assert record == before
+
+
+def test_passwords_are_not_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address, shown = "postgresql+psycopg2://me:se%40c@there:5432/x", "postgresql+psycopg2://me:***@there:5432/x"
+    assert masked(f"at {address}, {address}") == f"at {shown}, {shown}"
+    assert (
+        masked("redis://:a@b/c@there/0 x://h/d?user=u&password=p&y=1")
+        == "redis://:***@there/0 x://h/d?user=u&password=***&y=1"
+    )
+    for plain in ("sqlite:////tmp/a:b@c.db", "http://127.0.0.1:5000", "http://me@there/x", "rl.decisions=5"):
+        assert masked(plain) == plain
+    words = ["run", *TINY, "--results", str(tmp_path), "--tracking-uri", address]
+    monkeypatch.setattr(sys, "argv", ["bench", *words])
+    plan, store = make_plan(cli.request_of(cli.parser().parse_args(words))), Store(tmp_path)
+    record = json.loads((plan.write(store) / "run.json").read_text())
+    assert record["command"] == ["python", "-m", "bench", *words[:-1], shown]
+    entry = store.entry("demos", "x")
+    entry.folder.mkdir(parents=True)
+    entry.finish({}, {})
+    assert entry.meta()["arguments"] == record["command"][3:]
+    assert cli.main(["run", "--methods", address]) == 2 and shown in capsys.readouterr().err
 
 
 def test_report_show_and_list(finished: Path) -> None:

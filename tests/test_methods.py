@@ -14,6 +14,7 @@ import torch
 from bench import config as cfg
 from bench import nets, policies, registry, seeding
 from bench.evaluate import rollouts
+from bench.plan import Request, make_plan
 from bench.pretraining import PretrainConfig, Trainer, chunk_table
 from bench.stages.pretrain import load
 from bench.stats import wilson
@@ -273,3 +274,15 @@ def test_inversion_finds_the_noise_that_repeats_a_chunk(tmp_path: Path) -> None:
     inside = np.abs(chunk).max(axis=(1, 2)) < 1
     assert inside.sum() > 4
     assert np.allclose(policy.invert(s, c, chunk)[inside], z[inside], atol=0.02)
+
+
+def test_options_that_define_a_method_are_recorded_and_not_overruled() -> None:
+    def cells(*names: str, **values: Any) -> list[Any]:
+        return list(make_plan(Request(names, ("toy/reach",), (0,), "smoke", command=values)).cells)
+
+    assert cells("rlpd")[0].record()["config"]["rl.demo_fraction"] == 0.5
+    assert cells("bc")[0].record()["config"]["rl.demo_fraction"] == 0.0
+    with pytest.raises(InputError, match="rlpd is defined by"):
+        cells("rlpd", **{"rl.demo_fraction": 0.25})
+    with pytest.raises(InputError, match="cannot repeat a chunk"):
+        cells("residual", **{"rl.demo_fraction": 0.25})

@@ -203,6 +203,18 @@ def test_gradients_with_a_prior_equal_autograd() -> None:
         assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_a_group_with_a_prior_begins_there() -> None:
+    plain = rl.Engine(FEATURES, groups(2, 1), rl.RLConfig(envs=2, batch=32, decisions=400), 0)
+    kept = (groups(2)[0], Group("skill", 1, -3.0, 3.0, -1.0, prior=0.25))
+    model = rl.Engine(FEATURES, kept, rl.RLConfig(envs=2, batch=32, decisions=400), 0)
+    fill(model)
+    log_prob = model.update(model.replay.rows[:8], torch.zeros((16, 3))).log_prob
+    assert torch.allclose(log_prob[:, 1], torch.zeros(8), atol=1e-6) and bool((log_prob[:, 0] != 0).all())
+    ours, theirs = (e.explore(5000, np.random.default_rng(0)) for e in (model, plain))
+    assert np.array_equal(ours[:, :2], theirs[:, :2]) and np.abs(theirs[:, 2]).max() > 0.99
+    assert np.arctanh(ours[:, 2]).std() == pytest.approx(0.25, rel=0.05)
+
+
 def test_each_group_has_a_temperature_of_its_own() -> None:
     model = engine(2, 1)
     model.target_entropies = torch.tensor([-100.0, 100.0])  # the first has too much entropy, the second too little

@@ -264,12 +264,13 @@ def test_nothing_of_an_earlier_state_remains_while_a_study_goes_on(
 ) -> None:
     args, old = (
         arguments(*SEARCH, "--results", str(tmp_path)),
-        {"results.json", "report.md", "index.html", "best.toml", "slice.png"},
+        {"results.json", "report.md", "index.html", "best.toml", "slice.png", "noise_schedule_start.svg"},
     )
     spec = specs(*SEARCH)[0]
     folder = tmp_path / "study" / spec.name
     folder.mkdir(parents=True)
-    for name in old:
+    own = {"notes.md", "mine.png", "mine.svg"}
+    for name in old | own:
         (folder / name).write_text("{}")
 
     def interrupted(trials: Any) -> None:
@@ -279,7 +280,7 @@ def test_nothing_of_an_earlier_state_remains_while_a_study_goes_on(
     with pytest.raises(Stopped):
         study.run_study(spec, Store(tmp_path), args)
     left = {p.name for p in folder.iterdir()}
-    assert not left & old and {"journal.log", "study.json"} <= left
+    assert not left & old and {"journal.log", "study.json"} | own <= left
     record = json.loads((folder / "study.json").read_text())
     assert record["storage"] is None and record["command"][:3] == ["python", "-m", "bench"]
 
@@ -435,6 +436,8 @@ def test_killed_resumed_and_reported(tmp_path: Path) -> None:
     assert len(results["retest"]) in (1, 2) and all(len(r["runs"]) == 2 for r in results["retest"])
     assert {"history.png", "slice.png", "importances.png", "noise_schedule.png", "best.toml", "report.md"} <= {
         p.name for p in folder.iterdir()}  # fmt: skip
+    made_last = max((p for p in folder.iterdir() if p.name[0] != "."), key=lambda p: p.stat().st_mtime_ns)
+    assert made_last.name in ("results.json", "system.json"), "it says that the rest is there"
     for text in ("pretrainings shared", "optimism", "success lost", "best setting: python -m bench run --config"):
         assert text in out.lower()
     assert cli.main(["run", "--config", str(folder / "best.toml"), "--results", str(tmp_path), "--dry-run"]) == 0

@@ -20,6 +20,7 @@ from bench import (
     cli,
     figures,
     report_studies,
+    study,
     study_book,
     study_figures,
     study_report,
@@ -32,7 +33,7 @@ from bench import (
 from bench.figures import Style
 from bench.page import INK, LINE, PAPER, Image, Table
 from bench.plan import make_plan
-from bench.store import Store, read_json
+from bench.store import Store, read_json, write_json
 from bench.study_report import Findings, Move, Setting
 from bench.study_space import Parameter
 from bench.study_spec import RETEST_SEEDS, Spec
@@ -116,6 +117,36 @@ def test_missing_runs_of_a_retest_are_counted_and_nothing_is_compared() -> None:
     assert str(study_report.gap(fresh(single, 0.5), fresh(single, 0.25), single)) == "+0.250"
 
 
+def test_a_retest_without_a_finished_run_is_no_missing_retest() -> None:
+    spec = spec_of(*SEARCH, "--retest-seeds", "3")
+    base, best = Setting("default", {}, 0.4, {}), Setting("trial 7", {"csp.start": 0.5}, 0.9, {})
+    said = study_report.verdict(spec, Findings((best, base), ()))
+    assert said[0] == "best in the study: trial 7, csp.start=0.5"
+    assert said[1] == "re-test: none of the 3 fresh runs is finished, so nothing is compared"
+    assert study_report.verdict(spec, Findings((), ())) == ["no setting was re-tested"]
+
+
+def test_why_sensitivity_was_not_measured() -> None:
+    spec = spec_of(*SEARCH)
+    moved, still = Setting("trial 7", {"csp.start": 0.5}, 0.9, {}), Setting("default", {}, 0.4, {})
+    assert "--sensitivity yes" in study_report.sensitivity_note(Findings((moved, still), ()), spec)
+    note = study_report.sensitivity_note(Findings((still,), ()), spec)
+    assert note == "Not measured: the best setting has no parameters of the space."
+
+
+def test_methods_are_compared_with_their_runs_and_trials() -> None:
+    """A mean over some of the runs is not taken for one over all."""
+    spec = spec_of(*SEARCH, "--retest-seeds", "3", "--trials", "9")
+    base = Setting("default", {}, 0.4, fresh(spec, 0.4, 0.4, 0.4))
+    part = Setting("trial 7", {"csp.start": 0.5}, 0.9, fresh(spec, 0.6, 0.8))
+    whole, none = replace(part, runs=fresh(spec, 0.6, 0.7, 0.8)), replace(part, runs={})
+    rows = study.compare_rows([(spec, Findings((one, base), (), 7)) for one in (part, whole, none)])[1:]
+    assert rows[0][:6] == ["csp", "7 of 9", "0.400 (3 of 3)", "0.700 (2 of 3)", "refused: 2 of 3 pairs", "–"]
+    assert rows[1][3] == "0.700 (3 of 3)" and rows[1][4].startswith("+0.300 [") and rows[1][5] == "+0.200"
+    assert rows[2][3] == "– (0 of 3)" and "nan" not in str(rows)
+    assert study.compare_rows([(spec, Findings((base,), (), 9))])[1][4] == "–", "the default is best"
+
+
 def test_optimism_is_the_study_minus_the_retest() -> None:
     spec = spec_of(*SEARCH)
     base = Setting("default", {}, 0.4, fresh(spec, 0.4, 0.4, 0.4))
@@ -142,8 +173,15 @@ def test_a_best_setting_that_is_no_better_is_said_to_be(reached: tuple[float, ..
     assert study_report.verdict(spec, Findings((best, base), ()))[2].endswith(said)
 
 
-def test_pages_of_a_study_have_their_figures(tmp_path: Path) -> None:
+def test_pages_of_a_study_have_their_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """report.md beside them, index.html with them inside; what a run's report says of a study is made from the same."""
+
+    def before_results(folder: Path, content: Any) -> None:
+        done = {p.name for p in folder.parent.iterdir()}
+        assert {"index.html", "report.md", "history.svg"} <= done, "results.json says that the rest is there"
+        write_json(folder, content)
+
+    monkeypatch.setattr(study_report, "write_json", before_results)
     spec = spec_of(*SEARCH, "--seeds", "1", "--trials", "8", "--name", "x")
     book, _ = made(spec, tmp_path, by_start)
     settings = tuple(
@@ -164,6 +202,7 @@ def test_pages_of_a_study_have_their_figures(tmp_path: Path) -> None:
     assert results["retest"][0]["planned"] == 3
     assert results["retest"][-1]["against_default"]["pairs"] == 3 and results["verdict"][0].startswith("best in")
     (tmp_path / "figures").mkdir()
+    (page.parent / "mine.svg").write_bytes((page.parent / "history.svg").read_bytes())  # without a PNG
     blocks = report_studies.blocks(report_studies.find(tmp_path), Style(()), tmp_path / "figures",
                                    partial(figures.save, tmp_path / "figures"))  # fmt: skip
     tables = [b.rows for b in blocks if isinstance(b, Table)]
@@ -173,8 +212,9 @@ def test_pages_of_a_study_have_their_figures(tmp_path: Path) -> None:
     ]
     assert [list(row) for row in tables[0]] == study_report.retest_rows(settings, spec)[1:]
     shown = {b.name for b in blocks if isinstance(b, Image)}
-    for kind in ("png", "svg"):
-        assert shown == {p.stem for p in (tmp_path / "figures").glob(f"*.{kind}")}
+    assert shown == {p.stem for p in (tmp_path / "figures").glob("*.svg")}
+    shown.remove("study_x_mine")
+    assert shown == {p.stem for p in (tmp_path / "figures").glob("*.png")}
     assert {f"study_x_{name.removesuffix('.png')}" for name in named} == shown - {"study_x_sensitivity"}
 
 

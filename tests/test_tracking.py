@@ -14,10 +14,10 @@ import pytest
 from fabricate import KINDS, Fabricated
 from safetensors.numpy import save_file
 
-from bench import tracking, tracking_files, tracking_links, tracking_system
+from bench import cli, study_tracking, tracking, tracking_files, tracking_links, tracking_system
 from bench import tracking_points as curves
 from bench.store import write_json
-from bench.tracking_client import CURVE_POINTS, VALUE_LIMIT, quiet_client
+from bench.tracking_client import CURVE_POINTS, VALUE_LIMIT, absolute, quiet_client
 from bench.types import InputError
 
 mlflow = pytest.importorskip("mlflow")
@@ -186,6 +186,19 @@ def test_a_dead_server_costs_one_warning(run: Fabricated, capsys: pytest.Capture
     ]
 
 
+def test_what_a_server_says_is_passed_on(
+    run: Fabricated, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(live: tracking.Live) -> None:
+        raise RuntimeError("no experiment of that name\nat all")
+
+    monkeypatch.setattr(tracking.Live, "new_mirror", refused)
+    with tracking.Live(run.store, run.folder, "http://me:secret@there", period=0.05):
+        time.sleep(0.2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tracking server http://me:***@there not usable (no experiment of that name); the run goes")
+
+
 def test_live_lets_the_runs_own_error_through(run: Fabricated) -> None:
     with pytest.raises(KeyError), tracking.Live(run.store, run.folder, DEAD, period=0.05):
         raise KeyError
@@ -195,6 +208,83 @@ def test_sync_with_a_dead_server_says_so_in_one_line(run: Fabricated) -> None:
     with pytest.raises(InputError) as caught:
         tracking.sync(run.store, run.folder, DEAD)
     assert DEAD in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_sync_blames_the_store_only_for_its_own_errors(run: Fabricated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "LOCK_SECONDS", 0.05)
+    with filelock.FileLock(run.folder / ".mlflow.lock"), pytest.raises(InputError, match="another process is mirror"):
+        sync(run)
+    run.finish_all()
+    run.entry(run.cells[0], "finetune").file("meta.json").write_text("{")
+    with pytest.raises(InputError, match=r"^\S*meta\.json: not valid JSON"):
+        sync(run)
+    record = json.loads((run.folder / "run.json").read_text())
+    del record["cells"][0]["task"]
+    write_json(run.folder / "run.json", record)
+    with pytest.raises(InputError, match="a file lacks 'task'"):
+        sync(run)
+
+
+def test_sync_goes_on_after_what_it_cannot_mirror(
+    run: Fabricated, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def of_study(store: Any, folder: Path, uri: str) -> int:
+        if folder.name != "c":
+            raise InputError(f"study {folder.name}: its storage is away")
+        return 3
+
+    for name in "abc":
+        write_json_in(run.store.root / "study" / name)
+    monkeypatch.setattr(study_tracking, "sync", of_study)
+    monkeypatch.setattr(tracking, "sync", lambda store, folder, uri: 7)
+    assert cli.main(["sync", "--results", str(run.store.root)]) == 2
+    out, err = capsys.readouterr()
+    assert f"{run.folder.name}: 7 new points" in out and "c: 3 new points" in out
+    assert err.count("\n") == 1 and all(f"study {name}: its storage is away" in err for name in "ab")
+
+
+def write_json_in(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    write_json(folder / "study.json", {"name": folder.name})
+
+
+def test_passwords_do_not_reach_mlflow(run: Fabricated) -> None:
+    record = json.loads((run.folder / "run.json").read_text())
+    write_json(run.folder / "run.json", record | {"command": ["bench", "--tracking-uri", "http://me:secret@there"]})
+    sync(run)
+    for found in Seen(run).runs.values():
+        assert found.data.tags["bench.command"] == "bench --tracking-uri http://me:***@there"
+
+
+def test_a_cell_of_an_earlier_run_does_not_end_before_its_start(run: Fabricated) -> None:
+    run.finish_all()
+    record = json.loads((run.folder / "run.json").read_text())
+    write_json(run.folder / "run.json", record | {"created": time.time() + 1000})
+    sync(run)
+    assert all(r.info.end_time == r.info.start_time for r in Seen(run).runs.values())
+
+
+def test_the_interface_opens_the_store_that_the_run_wrote_to(
+    run: Fabricated, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A relative path is one of the working directory, which the server's is not."""
+    started: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking_links.os, "execve", lambda program, command, environment: started.append(command))
+    for uri in ("sqlite:///my.db", "mine"):
+        monkeypatch.chdir(tmp_path)
+        tracking_links.ui(run.store, uri, 9)
+    assert Path.cwd() == run.store.root
+    stores = [command[command.index("--backend-store-uri") + 1] for command in started]
+    assert stores == [f"sqlite:///{tmp_path}/my.db", f"{tmp_path}/mine"]
+    for uri in (*stores, "http://there", "sqlite:///:memory:", "databricks"):
+        assert absolute(uri) == uri
+
+
+def test_links_that_cannot_be_made_are_said(run: Fabricated, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tracking_links.ui(run.store, DEAD, run_folder=run.folder) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("no links: ")
 
 
 def test_links_open_the_curves_of_the_methods(run: Fabricated) -> None:

@@ -133,21 +133,43 @@ def test_films_of_what_an_environment_shows(done: tuple[Store, planning.Plan], m
     assert len(recorder.observations) == 41 and len(recorder.pictures) == 5  # steps 0, 10, 20, 30 and 40
 
 
+def test_the_agent_is_told_of_how_many_steps_its_cell_executed(
+    done: tuple[Store, planning.Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the policy was trained for another number."""
+    store, plan = done
+    load, module = stage.pretrain.load, registry.method(plan.cells[0].method)
+    agent, seen = module.agent, []
+
+    def loading(entry: Entry) -> Any:
+        policy = load(entry)
+        policy.dims = dataclasses.replace(policy.dims, execute=1)
+        return policy
+
+    def making(config: Any, dims: Any) -> Any:
+        seen.append(dims.execute)
+        return agent(config, dims)
+
+    monkeypatch.setattr(stage.pretrain, "load", loading)
+    monkeypatch.setattr(module, "agent", making)
+    assert replay_of(store, plan).spec["execute"] == 4 and seen == [4]
+
+
 def test_without_a_renderer_there_is_a_line_and_a_drawing(
     done: tuple[Store, planning.Plan], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     store, plan = done
 
     def render(self: Any) -> None:
-        raise RuntimeError("; ".join(video.lack()))
+        raise RuntimeError("; ".join(video.lack()) + "\nand much more")
 
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(ReachEnv, "render", render, raising=False)
-    stage.say.cache_clear()
-    for _ in range(2):
-        assert film(store, plan) == ("done",)
-    lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 1 and "libegl1" in lines[0] and "libosmesa6" in lines[0]
+    assert film(store, plan) == ("done",)
+    assert capfd.readouterr().err == ""  # a worker does not write into its parent's table
+    (line,) = stage.remarks(store, plan, [*plan.videos, *plan.videos])
+    assert "libegl1" in line and "libosmesa6" in line and "more" not in line
+    assert stage.remarks(store, plan, []) == []
     meta = entry_of(store, plan).meta()
     assert sorted(meta["files"]) == ["first.png", "last.png"] and len(meta["notes"]) == 1
 
@@ -179,6 +201,8 @@ def test_a_failure_is_no_cells(done: tuple[Store, planning.Plan], capsys: pytest
     counted(rows)
     assert outcome[0] == "failed" and "does not repeat here" in outcome[1]
     assert entry_of(store, plan).status() == "failed"
+    (line,) = stage.remarks(store, plan, plan.videos)
+    assert "csp_tmrl on toy/reach, seed 0 failed" in line and "does not repeat here" in line
     plan.write(store)
     run = store.root / "runs" / plan.run_id
     (cell,) = read_json(run / "run.json")["cells"]

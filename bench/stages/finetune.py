@@ -27,12 +27,13 @@ from bench.stages import demos, pretrain, starts
 from bench.stages.common import Reporter, environments
 from bench.steering import Decision, SteeredEnvs
 from bench.store import EPISODES, SIGMA, TRAINING, Entry, Store, table, write_json, write_table
-from bench.types import Agent, Demos, FloatArray, Progress, State, Stopped, Task
+from bench.types import Agent, Demos, Progress, State, Stopped, Task
 
 RECENT = 100  # training episodes that make the running success rate
 PROGRESS_BINS = 20  # of the σ table, over the decisions
 LOG_ROUNDS = 50  # rounds between rows of the training table
 CHECKPOINT_SECONDS = 30.0
+INVERTED = 2048  # demonstrated chunks at a time: a transformer's activations of all would not fit into memory
 
 
 @dataclass
@@ -100,7 +101,8 @@ class Cell:
         after = np.where(last, rows, rows + step)
         s, c = data.vector(self.task.state_keys), data.vector(self.task.context_keys)
         chunk_rows, _ = chunk_table(data.ends, self.policy.dims.chunk)
-        z = self.policy.invert(s[rows], c[rows], data.actions[chunk_rows[rows].numpy()])
+        parts = np.array_split(rows, -(-len(rows) // INVERTED))
+        z = np.concatenate([self.policy.invert(s[r], c[r], data.actions[chunk_rows[r].numpy()]) for r in parts])
         self.engine.add_demonstrations(
             self.policy.features(s[rows], c[rows]), self.policy.features(s[after], c[after]), self.agent.encode(z),
             last.astype(np.float32), last,
@@ -146,8 +148,7 @@ class Cell:
         features = self.steered.features()
         rng = seeding.rng(self.seed, "explore", n.round)
         if n.decisions < self.config.random_decisions:
-            size = self.engine.action_space.shape or (0,)
-            action: FloatArray = rng.uniform(-1, 1, (len(features), size[0])).astype(np.float32)
+            action = self.engine.explore(len(features), rng)
         else:
             action = self.engine.sample(features, [rng] * len(features))
         numbers = list(self.steered.decided)

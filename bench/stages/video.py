@@ -1,8 +1,9 @@
 """Two evaluation episodes of a finished cell, to be looked at: before reinforcement, and by the trained agent.
 
 Evaluation is a function of the stored start states and the seed, so the episodes are not recorded when they happen:
-the evaluation is repeated up to the end of the first report state's first episode, and compared with the row that was
-stored. What is shown is thus what was counted. No result depends on this stage, and its failure is no cell's.
+the evaluation is repeated up to the end of the first report state's first episode, whose success and length have to be
+those of the row that was stored; nothing else is compared. No result depends on this stage, and its failure is no
+cell's.
 
 An environment that has `top_view` is drawn (`first.png`, `last.png`), one that has `render` is filmed (`first.gif`,
 `last.gif`).
@@ -11,9 +12,8 @@ An environment that has `top_view` is drawn (`first.png`, `last.png`), one that 
 from __future__ import annotations
 
 import dataclasses
-import sys
+from collections.abc import Iterable
 from contextlib import suppress
-from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from bench import config as cfg
 from bench import registry, rl, seeding, video
 from bench.evaluate import Act, EvaluationConfig, rollouts
-from bench.plan import Unit
+from bench.plan import Plan, Unit
 from bench.stages import pretrain, starts
 from bench.stages.common import Reporter, environments
 from bench.store import EPISODES, TRAINING, Entry, Store, read_table, write_atomic
+from bench.tracking_client import brief
 from bench.types import BenchEnv, FloatArray, Progress, State
 
 FILM_FRAMES = 120  # at most about this many pictures in a film; longer episodes are shown in larger steps
@@ -70,7 +71,7 @@ class Recorder:
         except NotImplementedError:  # gymnasium's way to say that an environment has none
             self._camera = None
         except Exception as error:  # of whatever graphics library: the episode is drawn nevertheless
-            self._camera, self.pictures, self.note = None, [], f"no film: {error}"
+            self._camera, self.pictures, self.note = None, [], f"no film: {brief(error)}"
 
 
 class Replay:
@@ -85,7 +86,8 @@ class Replay:
         self.states = starts.load(store.entry("starts", self.spec["inputs"]["starts"]))["report"]
         module = registry.method(self.spec["method"])
         method_config = cfg.from_dict(module.Config, self.spec["config"], self.spec["method"])
-        self.agent = module.agent(method_config, self.policy.dims)
+        dims = dataclasses.replace(self.policy.dims, execute=self.spec["execute"])
+        self.agent = module.agent(method_config, dims)
         self.config = rl.with_options(cfg.from_dict(rl.RLConfig, self.spec["rl"], "rl"), self.agent.options)
         self.evaluation = cfg.from_dict(EvaluationConfig, self.spec["evaluation"], "evaluation")
         rows = read_table(finetune.file("episodes.parquet"), EPISODES)
@@ -157,8 +159,6 @@ def run(store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
         recorder = replay.episode(which, reporter)
         show(entry, which, replay, recorder)
         notes |= {recorder.note} - {""}
-    for note in notes:
-        say(note)
     entry.finish(unit.spec, {"notes": sorted(notes)})
 
 
@@ -186,7 +186,14 @@ def describe(replay: Replay, which: str) -> str:
     return f"{who}, {when}\n{outcome} after {row.length} control steps ({seconds:.1f} s)"
 
 
-@cache
-def say(note: str) -> None:
-    """One line, once in a worker's life."""
-    print(f"video: {note}", file=sys.stderr, flush=True)
+def remarks(store: Store, plan: Plan, made: Iterable[Unit]) -> list[str]:
+    """What is to be said of the videos that a command made or tried to, each line once."""
+    names = {(c.units[-1].stage, c.units[-1].key): c.name for c in plan.cells}
+    lines: dict[str, None] = {}
+    for unit in made:
+        entry = store.entry(unit.stage, unit.key)
+        if (state := entry.status()) == "done":
+            lines |= {f"video: {note}": None for note in entry.meta().get("notes", [])}
+        elif state == "failed":
+            lines[f"video of {names[unit.waits[0]]} failed: {entry.failure().strip().splitlines()[-1]}"] = None
+    return list(lines)
