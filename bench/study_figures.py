@@ -220,7 +220,7 @@ def _bins(level: Parameter) -> tuple[list[str], Any]:
     if level.kind == "choice":
         return [show(c) or "all" for c in level.choices], lambda value: level.choices.index(value)
     ends = np.geomspace(level.low, level.high, BINS + 1) if level.log else np.linspace(level.low, level.high, BINS + 1)
-    names = [f"{a:.2g} to {b:.2g}" for a, b in itertools.pairwise(ends)]
+    names = [f"{a:.2g} to\n{b:.2g}" for a, b in itertools.pairwise(ends)]
 
     def find(value: Any) -> int:
         return BINS if value is None else int(np.clip(np.searchsorted(ends, value, side="right") - 1, 0, BINS - 1))

@@ -251,7 +251,7 @@ def test_noise_and_schedule_are_counted(tmp_path: Path) -> None:
     rows, columns, sums, counts = study_figures.heat_table(
         searched, study_book.counted(book.trials()), searched.space[0]
     )
-    assert rows == ["constant"] and columns[0] == "0 to 0.25" and columns[-1] == "auto" and counts.sum() == 12
+    assert rows == ["constant"] and columns[0] == "0 to\n0.25" and columns[-1] == "auto" and counts.sum() == 12
     assert sums[0, -1] / counts[0, -1] == pytest.approx(0.9)
 
 
