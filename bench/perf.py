@@ -61,7 +61,7 @@ class Size:
 
 
 FULL = Size(7, 0.6, cell_seconds=6.0, pretrain_steps=1500, scaling_decisions=5000, scaling_tasks=100)
-QUICK = Size(3, 0.2, cell_seconds=2.0, pretrain_steps=300, scaling_decisions=1600, scaling_tasks=1)
+QUICK = Size(3, 0.2, cell_seconds=2.0, pretrain_steps=300, scaling_decisions=600, scaling_tasks=1)
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,9 @@ def scaling(store: Store, method: str, task: str, size: Size, say: Callable[[str
 
 
 def short(size: Size) -> dict[str, Any]:
-    """A cell of a few seconds with one evaluation at its end."""
-    return {"rl.decisions": size.scaling_decisions, "rl.random_decisions": 100, "evaluation.points": 1}
+    """A cell of a few seconds with one small evaluation at its end."""
+    return {"rl.decisions": size.scaling_decisions, "rl.random_decisions": 100, "evaluation.points": 1,
+            "evaluation.states": 8}  # fmt: skip
 
 
 def fine_tuning_seconds(store: Store, plan: Plan, jobs: int) -> float:
