@@ -24,7 +24,7 @@ from bench.config import option
 from bench.evaluate import CoverageConfig, EvaluationConfig
 from bench.nets import PolicyConfig
 from bench.pretraining import PretrainConfig
-from bench.rl import RLConfig, with_options
+from bench.rl import RLConfig
 from bench.store import LIBRARIES, Store, commit, masked, read_json, versions, with_python, write_json
 from bench.types import STEPPING, Dims, InputError, Task
 
@@ -181,10 +181,8 @@ class Plan:
 
     def records(self) -> list[dict[str, Any]]:
         """What run.json says of the cells."""
-        videos = {u.spec["inputs"]["finetune"]: u.key for u in self.videos}
         records = [c.record() for c in self.cells]
-        for record in records:
-            record["stages"]["video"] = videos.get(record["stages"]["finetune"])
+        self._add_videos(records)
         return records
 
     def simulators(self) -> dict[str, str]:
@@ -343,7 +341,7 @@ def _with_options(request: Request, method: str, task: Task, settings: Settings,
             raise InputError(f"rl.{name}: {method} is defined by {value}; leave the key out, or the method")
     if settings.rl.demo_fraction > 0:
         agent.encode(np.zeros((1, settings.policy.chunk, 1), np.float32))
-    return dataclasses.replace(settings, rl=with_options(settings.rl, agent.options))
+    return dataclasses.replace(settings, rl=dataclasses.replace(settings.rl, **agent.options))
 
 
 def _unit(stage: str, waits: tuple[Unit, ...], **spec: Any) -> Unit:

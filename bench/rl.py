@@ -15,7 +15,6 @@ The gradients of the update are written out (bench.kernels): only those that are
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 from bench import kernels, nets, seeding
 from bench.config import option
 from bench.pretraining import load_optimiser, optimiser_tensors
+from bench.replay import Replay
 from bench.store import write_atomic
 from bench.types import FloatArray, Group, InputError
 
@@ -45,7 +45,7 @@ class RLConfig:
 
     decisions: int = option(20_000, "budget", unit="decisions, all environments together", low=1)
     envs: int = option(8, "environments stepped together", low=1, high=1024)
-    random_decisions: int = option(800, "uniform random decisions before learning", unit="decisions", low=0)
+    random_decisions: int = option(800, "random decisions before learning", unit="decisions", low=0)
     updates_per_decision: float = option(1.0, "gradient steps per decision", low=0.0, high=100.0,
         search={"space": "rl", "low": 0.25, "high": 2.0, "log": True})  # fmt: skip
     batch: int = option(256, "transitions in a batch", low=2)
@@ -115,33 +115,6 @@ class EnginePolicy(SACPolicy):
         features, actions = self.observation_space.shape, self.action_space.shape
         assert features is not None and actions is not None
         return CriticEnsemble(features[0], actions[0], self.engine)
-
-
-class Replay:
-    """The last transitions, one row each: features (F,), action (D,), features after (F,), reward, terminated."""
-
-    def __init__(self, capacity: int, features: int, actions: int) -> None:
-        self.features, self.actions = features, actions
-        # NumPy's zeros take memory only once they are written
-        self.rows = torch.from_numpy(np.zeros((capacity, 2 * features + actions + 2), np.float32))
-        self.place, self.filled = 0, 0
-
-    def add(self, *parts: FloatArray) -> None:
-        """Store (B, F), (B, D), (B, F), (B,), (B,); a block that does not fit before the end starts again at row 0."""
-        columns = [np.asarray(x, np.float32).reshape(len(parts[0]), -1) for x in parts]
-        if self.place + len(parts[0]) > len(self.rows):
-            self.place = 0
-        end = self.place + len(parts[0])
-        np.concatenate(columns, axis=1, out=self.rows[self.place : end].numpy())
-        self.place, self.filled = end, max(self.filled, end)
-
-    def sample(self, size: int, draws: torch.Generator) -> Tensor:
-        """Rows drawn with replacement, (size, row)."""
-        return self.rows.index_select(0, torch.randint(self.filled, (size,), generator=draws))
-
-    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Rows (B, row) → features (B, F), actions (B, D), features after (B, F), reward (B, 1), terminated (B, 1)."""
-        return torch.split_with_sizes(rows, [self.features, self.actions, self.features, 1, 1], dim=1)
 
 
 class Choice(NamedTuple):
@@ -425,8 +398,3 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Safetensors, atomically."""
     plain = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
     write_atomic(path, lambda p: save_file(plain, p))
-
-
-def with_options(config: RLConfig, options: Mapping[str, Any]) -> RLConfig:
-    """The configuration with the options that a method is defined by."""
-    return dataclasses.replace(config, **options)

@@ -29,14 +29,7 @@ from bench.tracking_studies import Source, of_book, of_folder, results, working
 CURVES = curves.POINT_METRICS[1:]  # without success on the report states, of which a trial has one
 EXPERIMENT_NAME = 250  # characters
 SPREAD = 1.035  # trials with a point on the study's curve lie by this factor apart, from where that is over one
-PAGE = (
-    ".png",
-    ".svg",
-    ".html",
-    ".md",
-    ".json",
-    ".toml",
-)  # endings of the files in a study's folder that are its report
+PAGE = (".png", ".svg", ".html", ".md", ".json", ".toml")  # endings of the files of a study's report
 
 
 def sync(store: Store, folder: Path, uri: str) -> int:

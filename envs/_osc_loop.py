@@ -21,6 +21,7 @@ from numba.extending import get_cython_function_address
 
 from bench.types import State
 from envs import _osc_kernel as kernel
+from envs._chunked import checked
 from envs._compile_cache import mend
 from envs._robosuite_arm import Array, Simulator, Watch, places, set_places
 
@@ -250,9 +251,7 @@ class ArmLoop:
 
     def step(self, actions: Array) -> int:
         """Control steps with actions (E, 7), clipped to their range, until they or the episode end; how many."""
-        actions = np.asarray(actions, np.float64)
-        if actions.ndim != 2 or actions.shape[1] != 7 or not len(actions) or not np.isfinite(actions).all():
-            raise ValueError(f"actions must be finite and (E, 7), not {actions.shape}")
+        actions = checked(actions, 7, np.float64)
         low, high, scale, shift, centre = self._scaling
         scaled = (np.minimum(np.maximum(actions[:, :6], low), high) - centre) * scale + shift
         turns = kernel.turn_matrices(scaled[:, 3:]) if self._fast else _turn_matrices(scaled[:, 3:])

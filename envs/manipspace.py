@@ -24,6 +24,7 @@ import numpy.typing as npt
 from bench.seeding import fence, pack_generator, unpack_generator
 from bench.types import Demos, State, Steps, Task
 from bench.video import Picture, TopView
+from envs._chunked import ChunkedEnv, Episode, checked, successful
 from envs._cube_scene import CENTRE, REACH, SCALE, CubeScene, Layout
 
 requires = ("ogbench", "mujoco", "dm_control")
@@ -141,11 +142,8 @@ def _spaces(cubes: int) -> dict[str, gymnasium.Space[Any]]:
     return {key: gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()}
 
 
-class CubeEnv(gymnasium.Env[dict[str, Any], Any]):
+class CubeEnv(ChunkedEnv):
     """Starts and goals drawn from `variant`; the additions to gymnasium.Env are those of `bench.types.BenchEnv`."""
-
-    observation_space: gymnasium.spaces.Dict
-    action_space: gymnasium.spaces.Box
 
     def __init__(self, variant: Variant, allowed: Allowed, horizon: int, seed: int) -> None:
         self.scene = CubeScene(variant.cubes)
@@ -165,16 +163,9 @@ class CubeEnv(gymnasium.Env[dict[str, Any], Any]):
         self._steps, self._last = 0, self.scene.observe()
         return dict(self._last), {"success": False}
 
-    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """One control step of action (5,), clipped to [-1, 1]."""
-        taken = self.step_chunk(np.asarray(action)[None])
-        return taken.observation, taken.reward, taken.terminated, taken.truncated, {"success": taken.success}
-
     def step_chunk(self, actions: npt.NDArray[Any]) -> Steps:
-        """`step` with the actions (E, 5) one after the other, until the episode ends; observes only at the end."""
-        actions = np.asarray(actions, np.float32)
-        if actions.ndim != 2 or actions.shape[1] != 5 or not len(actions) or not np.isfinite(actions).all():
-            raise ValueError(f"actions must be finite and (E, 5), not {actions.shape}")
+        """Control steps of actions (E, 5), clipped to [-1, 1], until the episode ends; observes only at the end."""
+        actions = checked(actions, 5, np.float32)
         for count, action in enumerate(np.minimum(np.maximum(actions, -1.0), 1.0), 1):
             self.scene.step(action)
             success = bool(self.scene.at_goal().all())
@@ -223,11 +214,8 @@ def make(task: Task, seed: int, stepping: str = "strict") -> CubeEnv:
     return CubeEnv(variant, variant.finetuned, task.horizon, seed)
 
 
-Episode = tuple[list[dict[str, Any]], list[npt.NDArray[np.float32]], bool]
-
-
 def demonstrate(env: CubeEnv, rng: np.random.Generator) -> Episode:
-    """One episode of OGBench's plan oracle: observations and actions of T control steps, and whether it succeeded.
+    """One episode of OGBench's plan oracle: observations {key: (T, …)}, actions (T, 5), and whether it succeeded.
 
     It moves cube after cube, in random order, by a plan from keyframe to keyframe with smoothed noise, as OGBench's
     play data does. The episode ends at success, so after the last cube nothing is let go of.
@@ -248,7 +236,7 @@ def demonstrate(env: CubeEnv, rng: np.random.Generator) -> Episode:
             actions.append(wanted.astype(np.float32))
             observation, _, success, truncated, _ = env.step(actions[-1])
             over = success or truncated
-    return observations, actions, success
+    return {key: np.stack([seen[key] for seen in observations]) for key in observation}, np.stack(actions), success
 
 
 def demos(
@@ -257,21 +245,7 @@ def demos(
     """`n` successful episodes of the demonstrator; those that fail are left out."""
     variant = VARIANTS[task.demos_of or task.id]
     env = CubeEnv(variant, variant.demonstrated, task.horizon, int(rng.integers(2**62)))
-    episodes: list[Episode] = []
-    for _ in range(2 * n + 10):
-        if len(episodes) < n:
-            episode = demonstrate(env, rng)
-            episodes += [episode] if episode[2] else []
-            progress(len(episodes) / n)
-    if len(episodes) < n:
-        raise RuntimeError(f"{task.id}: the demonstrator succeeded in only {len(episodes)} of {2 * n + 10} episodes")
-    rows = [observation for observations, _, _ in episodes for observation in observations]
-    return Demos(
-        observations={key: np.stack([row[key] for row in rows]) for key in env.observation_space.spaces},
-        actions=np.stack([action for _, actions, _ in episodes for action in actions]),
-        ends=np.cumsum([len(actions) for _, actions, _ in episodes], dtype=np.int64),
-        success=np.ones(n, np.bool_),
-    )
+    return successful(task, n, lambda: demonstrate(env, rng), progress)
 
 
 def speeds() -> Iterator[tuple[str, dict[str, Callable[[], int]]]]:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from bench.seeding import pack_generator, unpack_generator
 from bench.types import Demos, FloatArray, State, Steps, Task
 from bench.video import Picture, TopView
+from envs._chunked import ChunkedEnv, Episode, checked, successful
 from envs._robosuite_arm import CONTROL_HZ, make_arm, simulator
 from envs._robosuite_speeds import speeds as speeds
 
@@ -40,8 +41,6 @@ QUICK = {
 }  # fmt: skip
 
 requires: tuple[str, ...] = ("robosuite", "mujoco", "numba")
-
-Episode = tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32], bool]
 
 
 @dataclass(frozen=True)
@@ -101,14 +100,12 @@ ROBOT_SPACES = {
 }
 
 
-class ArmEnv(gymnasium.Env[dict[str, Any], Any]):
+class ArmEnv(ChunkedEnv):
     """One Panda in a robosuite environment. A subclass places the objects and says what is seen of them."""
 
     name: ClassVar[str]  # robosuite's name of the environment
     horizon: ClassVar[int]  # control steps
     object_spaces: ClassVar[dict[str, gymnasium.spaces.Box]]
-    observation_space: gymnasium.spaces.Dict
-    action_space: gymnasium.spaces.Box
 
     def __init__(self, areas: tuple[Area, ...], seed: int, stepping: str = "strict") -> None:
         super().reset(seed=seed)  # makes self.np_random, all that episodes draw from
@@ -153,15 +150,9 @@ class ArmEnv(gymnasium.Env[dict[str, Any], Any]):
             self._last = self._observe()
         return dict(self._last), {"success": False}
 
-    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        taken = self.step_chunk(np.asarray(action)[None])
-        return taken.observation, taken.reward, taken.terminated, taken.truncated, {"success": taken.success}
-
     def step_chunk(self, actions: npt.NDArray[Any]) -> Steps:
         """Up to E control steps with actions (E, 7), fewer if the episode ends."""
-        actions = np.asarray(actions, np.float64)
-        if actions.ndim != 2 or actions.shape[1] != 7 or not len(actions) or not np.isfinite(actions).all():
-            raise ValueError(f"{self.name}: actions must be finite and (E, 7), not {actions.shape}")
+        actions = checked(actions, 7, np.float64)
         actions = np.minimum(np.maximum(actions[: max(self.horizon - self._steps, 1)], -1.0), 1.0)
         with self._arm.turn():
             count, success = self._arm.step(actions)
@@ -304,17 +295,4 @@ def demonstrate(env: LiftEnv, rng: np.random.Generator) -> Episode:
 def demos(task: Task, n: int, rng: np.random.Generator, progress: Callable[[float], None] = lambda _: None) -> Demos:
     """`n` successful episodes of the scripted demonstrator. The few that fail (under 5 in 100) are left out."""
     env = LiftEnv(DEMONSTRATED[task.id], int(rng.integers(2**63)))
-    episodes: list[Episode] = []
-    for _ in range(2 * n + 10):
-        if len(episodes) < n:
-            episode = demonstrate(env, rng)
-            episodes += [episode] if episode[2] else []
-            progress(len(episodes) / n)
-    if len(episodes) < n:
-        raise RuntimeError(f"{task.id}: the demonstrator succeeded in only {len(episodes)} of {2 * n + 10} episodes")
-    return Demos(
-        observations={key: np.concatenate([o[key] for o, _, _ in episodes]) for key in env.observation_space.spaces},
-        actions=np.concatenate([a for _, a, _ in episodes]),
-        ends=np.cumsum([len(a) for _, a, _ in episodes], dtype=np.int64),
-        success=np.ones(n, np.bool_),
-    )
+    return successful(task, n, lambda: demonstrate(env, rng), progress)

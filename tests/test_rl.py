@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from bench import kernels, rl, seeding
 from bench.nets import ACTIVATIONS
+from bench.replay import Replay
 from bench.types import Group, InputError
 
 FEATURES, ACTIONS = 5, 3
@@ -277,7 +278,7 @@ def test_demonstrations_fill_their_share_of_a_batch() -> None:
 
 
 def test_replay_forgets_the_oldest() -> None:
-    replay = rl.Replay(6, 2, 1)
+    replay = Replay(6, 2, 1)
     for k in range(5):
         replay.add(*(np.full((2, n), k) for n in (2, 1, 2)), np.full(2, 10 + k), np.full(2, k % 2 == 1))
     features, action, after, reward, terminated = replay.split(replay.rows)

@@ -67,7 +67,7 @@ class Cell:
         method_config = cfg.from_dict(module.Config, spec["config"], spec["method"])
         dims = replace(self.policy.dims, execute=spec["execute"])
         self.agent: Agent = module.agent(method_config, dims)
-        self.config = rl.with_options(cfg.from_dict(rl.RLConfig, spec["rl"], "rl"), self.agent.options)
+        self.config = cfg.from_dict(rl.RLConfig, spec["rl"], "rl")
         self.evaluation = cfg.from_dict(EvaluationConfig, spec["evaluation"], "evaluation")
         self.steered = SteeredEnvs(
             environments(self.task.id, "train", self.config.envs, spec["stepping"]), self.task, self.policy,

@@ -88,7 +88,7 @@ class Replay:
         method_config = cfg.from_dict(module.Config, self.spec["config"], self.spec["method"])
         dims = dataclasses.replace(self.policy.dims, execute=self.spec["execute"])
         self.agent = module.agent(method_config, dims)
-        self.config = rl.with_options(cfg.from_dict(rl.RLConfig, self.spec["rl"], "rl"), self.agent.options)
+        self.config = cfg.from_dict(rl.RLConfig, self.spec["rl"], "rl")
         self.evaluation = cfg.from_dict(EvaluationConfig, self.spec["evaluation"], "evaluation")
         rows = read_table(finetune.file("episodes.parquet"), EPISODES)
         mine = rows[(rows.half == "report") & (rows.start == 0) & (rows.attempt == 0)].sort_values("point")
