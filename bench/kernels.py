@@ -6,28 +6,43 @@ each parameter, cost more than the arithmetic (batch 128, widths 128: 2.5 ms an 
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-# From this many multiplications on, oneDNN's product is the faster one: 245 GFLOP/s against 117 of MKL on an AMD core
-# with AVX-512 (256 × 256 × 256), but 10 µs more a call. Never chosen by a clock: equal inputs give equal bits.
+# From this many multiplications on, oneDNN's product is the faster one on an AMD core with AVX-512: 245 GFLOP/s against
+# 117 of MKL (256 × 256 × 256), but 10 µs more a call. On Intel's, MKL has 145, oneDNN 112 to 146. Chosen by the maker,
+# and never by a clock: equal inputs give equal bits.
 LARGE = 1_500_000
-ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _intel() -> bool:
+    """Whether an Intel made this processor."""
+    described = Path("/proc/cpuinfo")
+    return "Intel" in (described.read_text() if described.exists() else platform.processor())
+
+
+ONEDNN = (
+    torch._C._has_mkldnn
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    and not (torch.backends.mkl.is_available() and _intel())  # type: ignore[no-untyped-call]
+)
 
 
 def large(x: Tensor, y: Tensor) -> bool:
-    """Whether x (M, I) @ y (I, O) is worth a slower call."""
-    return x.shape[0] * y.numel() >= LARGE and x.device.type == "cpu" and x.dtype == torch.float32
+    """Whether oneDNN's product of x (M, I) and y (I, O) is the faster one."""
+    return ONEDNN and x.shape[0] * y.numel() >= LARGE and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def product(x: Tensor, y: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (M, I) @ y (I, O) + bias (O,), on the CPU and outside autograd."""
-    if ONEDNN and large(x, y):
+    if large(x, y):
         out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, y.T, bias, "none", [], "")
         return out
     return torch.mm(x, y) if bias is None else torch.addmm(bias, x, y)
@@ -66,7 +81,7 @@ class Linear(nn.Linear):
 
 
 class Activation(NamedTuple):
-    """y = forward(x), which may overwrite x, with what backward(gradient of y, saved) needs."""
+    """y = forward(x) with what backward(gradient of y, saved) needs; both may overwrite their first argument."""
 
     forward: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
     backward: Callable[..., Tensor]
@@ -75,6 +90,11 @@ class Activation(NamedTuple):
 def _relu(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     y = x.relu_()
     return y, (y,)
+
+
+def _relu_backward(grad: Tensor, y: Tensor) -> Tensor:
+    out: Tensor = torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad)
+    return out
 
 
 def _tanh(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -87,23 +107,18 @@ def _silu(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 
 def _mish(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """x tanh(log(1 + eˣ)) = x u / (2 − u) with u = s (2 − s), s = sigmoid(x), cheaper than a logarithm and a tanh."""
-    s = torch.sigmoid(x)
-    u = (2 - s).mul_(s)
-    rest = 2 - u
-    t = torch.div(u, rest)
-    return t * x, (x, s, u, rest, t)
+    from bench.mish import kernel  # Numba takes half a second, and few settings ask for Mish
 
-
-def _mish_backward(grad: Tensor, x: Tensor, s: Tensor, u: Tensor, rest: Tensor, t: Tensor) -> Tensor:
-    """d/dx = t + 4 x s (1 − u) / (2 − u)², where t = tanh(log(1 + eˣ))."""
-    slope = (1 - u).mul_(s).mul_(x)
-    return torch.addcdiv(t, slope, rest.square(), value=4.0).mul_(grad)
+    slope = torch.empty_like(x)
+    kernel(x.view(-1).numpy(), slope.view(-1).numpy())
+    return x, (slope,)
 
 
 ACTIVATIONS: Mapping[str, Activation] = {
-    "relu": Activation(_relu, lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0)),
-    "mish": Activation(_mish, _mish_backward),
+    "relu": Activation(
+        _relu, lambda grad, y: torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad)
+    ),
+    "mish": Activation(_mish, lambda grad, slope: grad.mul_(slope)),
     "silu": Activation(_silu, lambda grad, x: torch.ops.aten.silu_backward(grad, x)),
     "tanh": Activation(_tanh, lambda grad, y: torch.ops.aten.tanh_backward(grad, y)),
 }

@@ -29,6 +29,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench import pretraining as loop
 from bench import registry
 from bench.executor import Board, Executor, Key, Status
 from bench.perf_environments import environments, side_by_side
@@ -36,7 +37,6 @@ from bench.perf_updates import updates
 from bench.plan import Cell as PlannedCell
 from bench.plan import Plan, Request, make_plan
 from bench.policies import FlowPolicy
-from bench.pretraining import Trainer
 from bench.stages import demos, finetune
 from bench.stages.common import Reporter
 from bench.store import LIBRARIES, Store, commit, versions, with_python, write_atomic, write_json
@@ -142,11 +142,11 @@ def pretraining(store: Store, planned: PlannedCell, size: Size, say: Callable[[s
     config = dataclasses.replace(planned.settings.pretrain, steps=size.pretrain_steps)
     clock = Clock("preparation")
     data = demos.load(store.entry("demos", unit.key), task)
-    trainer = Trainer(task, data, planned.settings.policy, config, 0, store.root / "timed" / unit.key)
+    trainer = loop.Trainer(task, data, planned.settings.policy, config, 0, store.root / "timed" / unit.key)
     with ExitStack() as patches:
         for owner, method, label in (
             (FlowPolicy, "loss", "forward"), (torch.Tensor, "backward", "backward"),
-            (torch.optim.AdamW, "step", "optimiser"),
+            (torch.optim.AdamW, "step", "optimiser"), (loop, "release", "optimiser"),
         ):  # fmt: skip
             patches.enter_context(clock.watch(owner, method, label))
         clock.start()

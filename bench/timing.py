@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -78,23 +77,25 @@ class Clock:
         self.seconds[self._running[-1]] += now - self._since
         self._since = now
 
-    @contextmanager
-    def label(self, name: str) -> Iterator[None]:
-        """Count the block under the name."""
+    def enter(self, name: str) -> None:
+        """From here on count under the name, until `leave`."""
         self._switch()
         self._running.append(name)
-        try:
-            yield
-        finally:
-            self._switch()
-            self._running.pop()
+
+    def leave(self) -> None:
+        """Count again under the name before."""
+        self._switch()
+        self._running.pop()
 
     def watch(self, owner: Any, method: str, name: str) -> Any:
         """A patch, to be entered or started, that counts every call of the method under the name."""
         inner = getattr(owner, method)
 
         def timed(*args: Any, **options: Any) -> Any:
-            with self.label(name):
+            self.enter(name)
+            try:
                 return inner(*args, **options)
+            finally:
+                self.leave()
 
         return mock.patch.object(owner, method, timed)

@@ -19,10 +19,10 @@ import mujoco
 import numpy as np
 from numba.extending import get_cython_function_address
 
+from bench.compile_cache import mend
 from bench.types import State
 from envs import _osc_kernel as kernel
 from envs._chunked import checked
-from envs._compile_cache import mend
 from envs._robosuite_arm import Array, Simulator, Watch, places, set_places
 
 MUJOCO = ("3.8.1",)  # versions whose C functions and data are known to be as the kernel expects

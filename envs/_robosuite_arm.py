@@ -48,7 +48,7 @@ def import_robosuite() -> Any:
         import robosuite
         from robosuite.utils import control_utils, transform_utils
 
-        from envs._compile_cache import mend
+        from bench.compile_cache import mend
     os.environ.pop("MUJOCO_GL", None)
     if backend is not None:
         os.environ["MUJOCO_GL"] = backend

@@ -11,10 +11,16 @@ from bench import kernels, nets
 SHAPES = [(4, 16, 8), (256, 256, 256), (128, 128, 128), (256, 69, 256)]  # small, and large enough for oneDNN
 
 
+@pytest.fixture(params=[False, True], ids=["mkl", "onednn"])
+def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "ONEDNN", request.param)
+
+
 def draw(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
+@pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_linear_equals_torch_in_value_and_gradient(shape: tuple[int, int, int]) -> None:
     rows, inputs, outputs = shape
@@ -30,6 +36,7 @@ def test_linear_equals_torch_in_value_and_gradient(shape: tuple[int, int, int]) 
         assert a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_ensemble_equals_its_members(shape: tuple[int, int, int]) -> None:
     rows, inputs, outputs = shape
@@ -41,6 +48,7 @@ def test_ensemble_equals_its_members(shape: tuple[int, int, int]) -> None:
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_product_is_the_same_bits_wherever_its_operands_lie(shape: tuple[int, int, int]) -> None:
     rows, inputs, outputs = shape

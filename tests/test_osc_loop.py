@@ -21,8 +21,9 @@ import mujoco
 import numba
 
 import bench
+from bench import compile_cache
 from bench.types import STEPPING, State
-from envs import _compile_cache, _osc_kernel, robosuite_tasks
+from envs import _osc_kernel, robosuite_tasks
 from envs._osc_loop import ArmLoop, load_kernel, supported
 from envs._robosuite_arm import CompiledArm, Simulator, StockArm, import_robosuite, make_arm, make_simulation, simulator
 from envs.robosuite_tasks import FINETUNED, HORIZON, Demonstrator, LiftEnv
@@ -366,13 +367,14 @@ def test_unknown_stepping_is_refused() -> None:
 CALL = """if True:
     import sys
     import numpy as np
-    from envs import _compile_cache, _osc_kernel
+    from bench import compile_cache
+    from envs import _osc_kernel
     if "broken" in sys.argv:
         try:
             _osc_kernel.turn_matrices(np.ones((1, 3)))
         except Exception:
             print("raised")
-    _compile_cache.mend([_osc_kernel.turn_matrices])
+    compile_cache.mend([_osc_kernel.turn_matrices])
     print(_osc_kernel.turn_matrices(np.ones((1, 3)))[0, 0, 0], len(_osc_kernel.turn_matrices.stats.cache_hits))
 """
 
@@ -404,7 +406,7 @@ def test_all_compiled_functions_are_guarded(lifts: dict[str, LiftEnv]) -> None:
         control_utils.opspace_matrices,
         transform_utils.quat2mat,
     ):
-        assert type(function._cache._cache_file) is _compile_cache.ForgivingFile
+        assert type(function._cache._cache_file) is compile_cache.ForgivingFile
 
 
 @pytest.mark.parametrize("flags, chosen", [("fpu avx2 fma", "Haswell"), ("fpu avx fma", None)])

@@ -59,9 +59,10 @@ def test_a_clock_gives_each_label_its_own_time(monkeypatch: pytest.MonkeyPatch) 
     with clock.watch(inner, "step", "inner"):
         clock.start()
         now[0] += 1.0
-        with clock.label("outer"):
-            now[0] += 4.0
-            inner.step()
+        clock.enter("outer")
+        now[0] += 4.0
+        inner.step()
+        clock.leave()
         inner.step()
         assert clock.stop() == {"rest": 1.0, "outer": 4.0, "inner": 4.0}
     inner.step()

@@ -16,13 +16,13 @@ class ForgivingFile(IndexDataCacheFile):
 
     def _load_index(self) -> Any:
         try:
-            return super()._load_index()
+            return super()._load_index()  # type: ignore[no-untyped-call]
         except Exception:
             return {}
 
     def _load_data(self, name: str) -> Any:
         try:
-            return super()._load_data(name)
+            return super()._load_data(name)  # type: ignore[no-untyped-call]
         except Exception as broken:
             raise FileNotFoundError(name) from broken
 
