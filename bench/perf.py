@@ -61,7 +61,7 @@ class Size:
 
 
 FULL = Size(7, 0.6, cell_seconds=6.0, pretrain_steps=1500, scaling_decisions=5000, scaling_tasks=100)
-QUICK = Size(3, 0.2, cell_seconds=2.0, pretrain_steps=300, scaling_decisions=600, scaling_tasks=1)
+QUICK = Size(3, 0.12, cell_seconds=2.0, pretrain_steps=300, scaling_decisions=400, scaling_tasks=1)
 
 
 @dataclass(frozen=True)

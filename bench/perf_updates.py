@@ -120,7 +120,7 @@ def products(features: int, actions: int, config: RLConfig) -> list[tuple[Tensor
         add(3 * config.critics, batch, i, o)  # targets, values, values of the chosen actions
         add(config.critics, i, batch, o)
         add(config.critics * int(n > 0), batch, o, i)
-        add(config.critics, batch, o, i if n else actions)  # down to the action, for the actor
+        add(1, batch, o, i if n else actions)  # down to the action, for the actor: each row by its smallest critic
     return pairs
 
 

@@ -285,7 +285,7 @@ class Engine(SAC):
         now = Choice(*(x[:size] for x in choice))
         best, slope = self._value_slope(features, now.action)
         outputs = self._actor_gradient(now, slope, temperatures, noise[:size])
-        tape = [kernels.Saved(*_first(saved, size)) for saved in tape]
+        tape = [_rows(saved, slice(size)) for saved in tape]
         *gradients, weight, bias = actor.weight_gradients(outputs, tape)
         half = self.replay.actions
         heads = [weight[:half], bias[:half], weight[half:], bias[half:]]
@@ -331,9 +331,11 @@ class Engine(SAC):
         tapes: list[list[kernels.Saved]] = [[] for _ in self._critics]
         values = [critic.forward(inputs, tape) for critic, tape in zip(self._critics, tapes, strict=True)]
         best, index = torch.cat(values, dim=1).min(1, keepdim=True)
-        slope = torch.zeros_like(action)
+        slope = torch.empty_like(action)
         for k, (critic, tape) in enumerate(zip(self._critics, tapes, strict=True)):
-            slope += critic.input_gradient((index == k) / len(best), tape, self.replay.features)
+            rows = (index[:, 0] == k).nonzero()[:, 0]  # each value is one critic's: the others have no gradient there
+            share = best.new_full((len(rows), 1), 1 / len(best))
+            slope[rows] = critic.input_gradient(share, [_rows(saved, rows) for saved in tape], self.replay.features)
         return best[:, 0], slope
 
     def _actor_gradient(self, now: Choice, slope: Tensor, temperatures: Tensor, noise: Tensor) -> Tensor:
@@ -389,9 +391,9 @@ def divergence(mean: Tensor, log_std: Tensor, prior: Tensor) -> Tensor:
     return prior.log() - log_std + ((2 * log_std).exp() + mean.square()) / (2 * prior.square()) - 0.5
 
 
-def _first(saved: kernels.Saved, rows: int) -> tuple[Any, ...]:
-    """The first rows of what a layer saved."""
-    return saved.inputs[:rows], tuple(x[:rows] for x in saved.active), tuple(x[:rows] for x in saved.normed)
+def _rows(saved: kernels.Saved, rows: slice | Tensor) -> kernels.Saved:
+    """Some rows of what a layer saved."""
+    return kernels.Saved(saved.inputs[rows], tuple(x[rows] for x in saved.active), tuple(x[rows] for x in saved.normed))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -73,8 +73,8 @@ def test_products_of_an_update_are_counted_by_hand() -> None:
     config = RLConfig(actor=(3,), critic=(4,), critics=2, batch=5)
     flops = sum(x.numel() * y.shape[1] for x, y in perf_updates.products(7, 2, config))
     actor = 5 * (2 * (7 * 3 + 3 * 4) + (7 * 3 + 3 * 4) + 4 * 3)
-    critic = 5 * (3 * (9 * 4 + 4) + (9 * 4 + 4) + 4 + (4 * 2 + 4))
-    assert flops == actor + 2 * critic
+    critic = 5 * (3 * (9 * 4 + 4) + (9 * 4 + 4) + 4)
+    assert flops == actor + 2 * critic + 5 * (4 * 2 + 4)  # the way down to the action, each row by one critic
 
 
 def test_cells_pretraining_and_workers_are_measured(tmp_path: Path) -> None:
