@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import bench
 from bench import config as cfg
 from bench import registry
-from bench.plan import PROFILES, SEEDS, Plan, Request, default_jobs, make_plan, pair, parse_seeds
+from bench.plan import PRESETS, PROFILES, SEEDS, Plan, Request, default_jobs, make_plan, pair, parse_seeds
 from bench.store import Store, masked, read_json
 from bench.types import InputError, Stopped
 
@@ -55,6 +55,7 @@ def parser() -> Parser:
     run.add_argument("--tasks", help="all, suites or suite/task, separated by commas (default: the profile's tasks)")
     run.add_argument("--seeds", help="a number of seeds (5) or a list (0,3,7) (default: the profile's)")
     run.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: {DEFAULT_PROFILE})")
+    run.add_argument("--preset", help="published: its tasks and methods, with its settings and budgets (profile paper)")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a key; over the file")
     run.add_argument("--config", type=Path, help="a TOML file with the same keys; [run] and [tasks] tables are known")
     run.add_argument("--jobs", type=int, default=default_jobs(), help="worker processes (default: the cores)")
@@ -138,24 +139,35 @@ def request_of(args: argparse.Namespace) -> Request:
     """The request from command line and configuration file; the command line wins."""
     file = cfg.read_toml(args.config) if args.config else {}
     wanted = cfg.table(file.pop("run", {}), f"{args.config}: run")
-    known = ("methods", "tasks", "seeds", "profile")
+    known = ("methods", "tasks", "seeds", "profile", "preset")
     for key in set(wanted) - set(known):
         raise InputError(f"{args.config}: unknown key 'run.{key}'{cfg.nearest(key, known)}")
     per_task = {
         registry.task(name).id: cfg.flat(cfg.table(values, f"{args.config}: tasks.{name!r}"))
         for name, values in cfg.table(file.pop("tasks", {}), f"{args.config}: tasks").items()
     }
-    methods, tasks, seeds, profile = (
-        cfg.as_word(wanted.get(key), key) if getattr(args, key) is None else getattr(args, key) for key in known
+    methods, tasks, seeds, profile, preset = (
+        cfg.as_word(wanted.get(key), key) if getattr(args, key, None) is None else getattr(args, key) for key in known
     )
+    if preset is not None:
+        profile = profile_of(preset, profile)
     profile = DEFAULT_PROFILE if profile is None else profile
     if profile not in PROFILES:
         raise InputError(f"unknown profile {profile!r}{cfg.nearest(profile, PROFILES)}; known: {', '.join(PROFILES)}")
     return Request(
-        registry.select_methods(methods, profile), registry.select_tasks(tasks, profile),
+        registry.select_methods(methods, profile), registry.select_tasks(tasks, preset or profile),
         parse_seeds(str(SEEDS[profile]) if seeds is None else seeds), profile,
         cfg.flat(file), per_task, dict(pair(text) for text in args.set),
     )  # fmt: skip
+
+
+def profile_of(preset: str, profile: str | None) -> str:
+    """The profile that a preset takes its settings from. Raises InputError."""
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset {preset!r}{cfg.nearest(preset, PRESETS)}; known: {', '.join(PRESETS)}")
+    if profile not in (None, PRESETS[preset]):
+        raise InputError(f"--preset {preset} has the settings of profile {PRESETS[preset]}; leave --profile out")
+    return PRESETS[preset]
 
 
 def command_run(args: argparse.Namespace) -> int:
@@ -343,6 +355,9 @@ def command_list(args: argparse.Namespace) -> int:
     for name in PROFILES:
         tasks = registry.select_tasks(None, name)
         print(f"  {name:10} {SEEDS[name]} seeds: {', '.join(tasks)}")
+    print("presets")
+    for name, profile in PRESETS.items():
+        print(f"  {name:10} profile {profile}: {', '.join(registry.select_tasks(None, name))}")
     if args.results.is_dir():
         print("runs")
         for folder in Store(args.results).runs():

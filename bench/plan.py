@@ -105,6 +105,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "coverage.states": 50, "coverage.selection_states": 50, "coverage.attempts": 20, "evaluation.points": 36,
     },
 }  # fmt: skip
+# Comparisons by name: the profile that has their settings. Their tasks name them (`Task.profiles`).
+PRESETS = {"published": "paper"}
 SEEDS = {"smoke": 1, "quick": 3, "standard": 5, "paper": 10}
 
 

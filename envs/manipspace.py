@@ -98,6 +98,9 @@ VARIANTS = {
 }
 
 
+PUBLISHED = "manipspace/cube-single-shifted"  # our choice: the filter of the published cube data is not public
+
+
 def _task(name: str, demo_count: int) -> Task:
     task_id = f"manipspace/{name}"
     variant = VARIANTS[task_id]
@@ -116,7 +119,7 @@ def _task(name: str, demo_count: int) -> Task:
         demo_count=demo_count,
         position_keys=("effector_pos", "cube_pos", "goal"),
         settings={"policy.chunk": 8, "policy.execute": 4, "rl.envs": 4},
-        profiles={"standard": {}, "paper": {}},
+        profiles={"standard": {}, "paper": {}} | ({"published": {}} if task_id == PUBLISHED else {}),
     )
 
 

@@ -183,7 +183,7 @@ tasks = (
         1000,
         "goals in the junction cells of the giant maze (OGBench's protocol)",
         "OGBench's five tasks, 17 to 30 cells long",
-        "standard paper",
+        "standard paper published",
     ),
 )
 

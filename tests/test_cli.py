@@ -181,6 +181,15 @@ def test_paper_profile_has_the_published_settings() -> None:
     assert (spread.members, spread.width, spread.alpha) == (10, 512, 1.0)
 
 
+def test_published_preset_is_the_published_comparison() -> None:
+    request = cli.request_of(cli.parser().parse_args(["run", "--preset", "published"]))
+    assert set(request.tasks) == {"navigation/pointmaze-giant", "manipspace/cube-single-shifted"}
+    assert len(request.methods) == 7 and len(request.seeds) == 10 and request.profile == "paper"
+    for words in (["--preset", "publshed"], ["--preset", "published", "--profile", "quick"]):
+        with pytest.raises(InputError, match="published"):
+            cli.request_of(cli.parser().parse_args(["run", *words]))
+
+
 def test_second_run_skips_everything(finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (finished / "stages").rglob("*") if p.is_file()}
     record = next(finished.glob("runs/*/run.json"))
