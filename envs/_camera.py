@@ -61,7 +61,11 @@ class Camera:
 
     def _free(self) -> None:
         """At the end and not before: a context frees what is then current, which may be another camera's."""
-        self._surface.make_current()
+        try:
+            self._surface.make_current()
+        except Exception:
+            self._surface._context = None  # another library has ended the display, so nothing is left to be freed
+            return
         self._context.free()
         self._surface.free()
 
