@@ -22,6 +22,7 @@ from bench import (
     report_curves,
     report_figures,
     report_origin,
+    report_regime,
     report_studies,
     report_tables,
     report_words,
@@ -85,6 +86,8 @@ class Report:
         self.style = figures.Style(sorted(set(curves.cells["method"])))
         self.pairs = report_coverage.pairs_of(self.tasks)
         self.relations = report_coverage.relations(self.pairs)
+        self.baseline = str(curves.cells["method"].iloc[0])
+        self.leads = report_regime.leads(self.tasks, self.baseline)
         self.coverage = figures.coverage_table(curves)
         self.drawn: dict[tuple[str, Axis], list[Curve]] = {}
 
@@ -100,6 +103,7 @@ class Report:
             *self._answer(),
             *self._speed(),
             *self._relation(),
+            *self._regime(),
             *[block for task in self.tasks for block in self._task(task)],
             *self._costs(),
             *report_studies.blocks(studies, self.style, self.out / "figures", self._save),
@@ -188,6 +192,19 @@ class Report:
         figure = report_figures.coverage_against_outcome(self.pairs, self.style)
         return [*blocks, *self._maybe("coverage_against_outcome", figure, caption)]
 
+    def _regime(self) -> list[Block]:
+        """Where a method leads the run's first one: on which tasks, by how that one's policy does before RL."""
+        if len({lead.task for lead in self.leads}) < 2:
+            return []
+        caption = f"Lead over {self.baseline}, a point per task, against its success before RL."
+        return [
+            Heading("Where does a method pay?"),
+            Text(report_regime.verdict(self.leads, self.baseline)),
+            *self._maybe("leads", report_figures.leads(self.leads, self.baseline, self.style), caption),
+            report_tables.leads(self.leads, self.baseline),
+            Text(report_words.LEADS),
+        ]
+
     def _task(self, task: TaskResult) -> list[Block]:
         name, flat = task.task, _flat(task.task)
         blocks: list[Block] = [Heading(name)]
@@ -221,7 +238,7 @@ class Report:
             "ranking": report_tables.ranking_frame(self.ranking), "summary": report_tables.summary_frame(self.tasks),
             "curves": report_curves.frame(self.drawn), "coverage": self.coverage,
             "correlation": report_tables.relations_frame(self.relations),
-            "costs": report_tables.costs_frame(self.tasks),
+            "leads": report_tables.leads_frame(self.leads), "costs": report_tables.costs_frame(self.tasks),
             "cells": self.curves.cells.drop(columns=["traceback", "coverage_key"]),
         }  # fmt: skip
         printed = {b.name: b for b in blocks if isinstance(b, Table) and b.name}

@@ -13,6 +13,7 @@ from bench import summary
 from bench.figures import Style, apart, new_figure, short, title
 from bench.report_coverage import Pair
 from bench.report_curves import Curve
+from bench.report_regime import Lead
 from bench.stats import Estimate, Profile
 from bench.summary import TaskResult
 
@@ -85,6 +86,34 @@ def coverage_against_outcome(pairs: Sequence[Pair], style: Style) -> Figure | No
     for axes in panels[2:]:
         axes.set_ylim(low, high)
     _legend(figure, panels[0], list(dict.fromkeys(p.method for p in pairs)), style)
+    return figure
+
+
+def leads(found: Sequence[Lead], baseline: str, style: Style) -> Figure | None:
+    """Difference of areas against the baseline's Success@K before RL, a panel per method, a point per task."""
+    methods = list(dict.fromkeys(lead.method for lead in sorted(found, key=lambda lead: lead.method)))
+    if len({lead.task for lead in found}) < 2:
+        return None
+    columns = min(3, len(methods))
+    rows = -(-len(methods) // columns)
+    figure, panels = new_figure(style, 0.5 + 2.4 * rows, rows=rows, columns=columns)
+    ends = [v for lead in found for v in (lead.area.low, lead.area.high, 0.0) if not np.isnan(v)]
+    room = 0.05 * (max(ends) - min(ends))
+    for axes, method in zip(panels, methods, strict=False):
+        own = [lead for lead in found if lead.method == method]
+        for lead in own:
+            x, y, colour = lead.coverage, lead.area, style.colour(method)
+            axes.plot([x.low, x.high], [y.value, y.value], color=colour, linewidth=1.0, alpha=0.6)
+            axes.plot([x.value, x.value], [y.low, y.high], color=colour, linewidth=2.0, solid_capstyle="round")
+            axes.plot([x.value], [y.value], marker=style.marker(method), color=colour, markersize=7,
+                      markeredgecolor=style.theme.paper, markeredgewidth=0.8)  # fmt: skip
+        axes.axhline(0, color=style.theme.ink, linewidth=0.6, linestyle=(0, (1, 3)))
+        axes.set(xlim=(-0.04, 1.04), ylim=(min(ends) - room, max(ends) + room))
+        axes.set_title(method, loc="left", fontsize=10, fontweight="bold", color=style.theme.ink)
+    for axes in panels[len(methods) :]:
+        axes.remove()
+    figure.supxlabel(f"{baseline}: Success@{found[0].k} before RL", fontsize=9, color=style.theme.ink)
+    figure.supylabel(f"area more than {baseline}", fontsize=9, color=style.theme.ink)
     return figure
 
 

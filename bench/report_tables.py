@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from bench import summary
+from bench import report_regime, summary
 from bench.page import Table
 from bench.report_coverage import Relation
 from bench.report_ranking import Ranking, spread
+from bench.report_regime import Lead
 from bench.stats import Estimate
 from bench.summary import Result, TaskResult
 
@@ -159,6 +160,22 @@ def relations_frame(found: Sequence[Relation]) -> pd.DataFrame:
         for r in found
     ]  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def leads(found: Sequence[Lead], baseline: str) -> Table:
+    """Every method's lead over the baseline, the hardest task first."""
+    ks = ", ".join(str(k) for k in sorted({lead.k for lead in found}))
+    header = ("Task", f"{baseline}, Success@{ks} before RL", "Method", "Seeds", "Area more", "Gain by RL more")
+    return Table(header, tuple(report_regime.rows(found)), "leads")
+
+
+def leads_frame(found: Sequence[Lead]) -> pd.DataFrame:
+    """The same as numbers."""
+    return pd.DataFrame([
+        {"task": lead.task, "method": lead.method, "seeds": lead.seeds, "k": lead.k,
+         **_ends("baseline_success", lead.coverage), **_ends("area", lead.area), **_ends("gain", lead.gain)}
+        for lead in found
+    ])  # fmt: skip
 
 
 def costs(tasks: Sequence[TaskResult]) -> Table:

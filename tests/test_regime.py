@@ -1,0 +1,70 @@
+"""The report's section on where a method leads the run's first one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fabricate import KINDS, Fabricated
+
+from bench import report, report_regime, stats
+from bench.stats import Estimate
+from bench.summary import Before, Result, Run, TaskResult
+
+
+def result(task: str, method: str, coverage: float, ends: dict[int, float]) -> Result:
+    """Success rises from 0.1 to the end of each seed, in five start states."""
+    runs = tuple(
+        Run(seed, {"control_steps": np.array([0.0, 10.0])}, np.tile([0.1, end], (5, 1)), {})
+        for seed, end in ends.items()
+    )
+    areas = np.stack([stats.area(run.steps, run.success, 10.0) for run in runs])
+    before = Before(8, Estimate(coverage, coverage - 0.1, coverage + 0.1), 0.0)
+    area = Estimate(float(areas.mean()), 0.0, 1.0)
+    return Result(task, method, len(ends), tuple(ends), before=(before, before), runs=runs, areas=areas, area=area)
+
+
+@pytest.fixture
+def found() -> list[report_regime.Lead]:
+    easy = (result("easy", "first", 0.9, {0: 0.5, 1: 0.7}), result("easy", "other", 0.9, {1: 0.1, 0: 0.1}))
+    hard = (result("hard", "other", 0.4, {1: 0.9, 2: 0.9}), result("hard", "first", 0.1, {0: 0.3, 1: 0.5, 2: 0.5}))
+    return report_regime.leads([TaskResult("easy", 10.0, easy), TaskResult("hard", 10.0, hard)], "first")
+
+
+def test_leads_are_paired_by_seed_and_ordered_by_what_the_first_method_could_do(
+    found: list[report_regime.Lead],
+) -> None:
+    assert [(lead.task, lead.seeds) for lead in found] == [("hard", 2), ("easy", 2)]
+    assert [lead.coverage.value for lead in found] == [0.1, 0.9]
+    assert [lead.area.value for lead in found] == pytest.approx([0.2, -0.25])
+    assert [lead.gain.value for lead in found] == pytest.approx([0.4, -0.5])
+
+
+@pytest.mark.parametrize(
+    ("area", "said"),
+    [
+        (Estimate(0.2, 0.1, 0.3), "other is above on hard."),
+        (Estimate(-0.2, -0.3, -0.1), "other is below on hard."),
+        (Estimate(0.2, -0.1, 0.5), "other is separated nowhere."),
+    ],
+)
+def test_verdict_says_on_which_side_an_interval_lies(
+    found: list[report_regime.Lead], area: Estimate, said: str
+) -> None:
+    lead = dataclasses.replace(found[0], area=area)
+    assert report_regime.verdict([lead], "first") == f"Against first, by area: {said}"
+
+
+def test_page_has_the_section_with_two_tasks_and_not_with_one(tmp_path: Path) -> None:
+    kinds = {"plain": KINDS["plain"], "noised_chosen": KINDS["noised_chosen"]}
+    for name, tasks in (("one", ("toy/reach",)), ("two", ("toy/reach", "toy/reach-unseen"))):
+        run = Fabricated(tmp_path / name, kinds, tasks, points=4)
+        run.finish_all()
+        page = report.write(run.store, run.folder, tmp_path / name / "out").read_text()
+        assert ("Where does a method pay?" in page) == (name == "two")
+        leads = pd.read_csv(tmp_path / name / "out/tables/leads.csv")
+        assert set(leads["method"]) == {"noised_chosen"} and len(leads) == len(tasks)
+        assert (tmp_path / name / "out/figures/leads.png").exists() == (name == "two")
