@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from bench import kernels
 from bench.config import option
-from bench.types import Dims, InputError
+from bench.types import Dims, InputError, Task
 
 SIGMA_FEATURES = 8
 
@@ -36,8 +36,17 @@ class PolicyConfig:
     blocks: int = option(3, "residual blocks or transformer layers", low=1, high=64)
     heads: int = option(4, "attention heads (transformer)", low=1, high=64)
     fourier: int = option(0, "octaves of Fourier features of positions; 0: none", low=0, high=16)
+    context: str = option(
+        "task", "c: what the task names so, or every observation, as published on pointmaze; s is then empty",
+        choices=("task", "observation"),
+    )  # fmt: skip
     normalise: bool = option(True, "scale s and c to mean 0 and deviation 1; off: raw values, as published")
     euler_steps: int = option(10, "integration steps from noise to action", low=1, high=1000)
+
+
+def split(task: Task, config: PolicyConfig) -> Task:
+    """The task with its observations divided into s and c as the policy gets them."""
+    return task.split((*task.state_keys, *task.context_keys)) if config.context == "observation" else task
 
 
 @dataclass(frozen=True)
@@ -196,6 +205,8 @@ class Features(nn.Module):
 
     def fit(self, data: Tensor) -> None:
         """Take mean and deviation from the rows of data (N, D); entries that never change keep deviation 1."""
+        if not data.numel():
+            return
         self.mean.copy_(data.mean(0))
         std = data.std(0)
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))

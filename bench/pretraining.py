@@ -87,6 +87,7 @@ class Trainer:
         self, task: Task, demos: Demos, policy: nets.PolicyConfig, config: PretrainConfig, seed: int, folder: Path,
         progress: Callable[[float, str], None] = lambda share, text: None, stop: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
+        task = nets.split(task, policy)
         self.task, self.demos, self.policy_config, self.config, self.seed = task, demos, policy, config, seed
         self.folder, self.progress, self.stop = folder, progress, stop
         self.dims = dims_of(task, demos, policy)

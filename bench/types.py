@@ -11,8 +11,8 @@ Protocol. The loop that calls them, in short::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,8 +46,8 @@ class Task:
     version: int  # raised whenever trajectories, demonstrations or success change
     horizon: int  # control steps in an episode
     control_hz: float  # control steps per second of robot time
-    state_keys: tuple[str, ...]  # observation keys that make s, never noised
-    context_keys: tuple[str, ...]  # observation keys that make c
+    state_keys: tuple[str, ...]  # observation keys that make s, never noised: what the robot senses of itself
+    context_keys: tuple[str, ...]  # observation keys that make c; `policy.context=observation` adds those of s
     demonstrations: str  # what the demonstrations cover
     finetuning: str  # what fine-tuning asks for: the context shift
     success: str  # what success is
@@ -57,6 +57,12 @@ class Task:
     demos_of: str | None = None  # id of the task whose demonstrations this one uses
     settings: Mapping[str, Any] = field(default_factory=dict)
     profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def split(self, context_keys: Collection[str]) -> Task:
+        """The same task with these observations as c and the rest as s, each in the task's order."""
+        keys = (*self.state_keys, *self.context_keys)
+        s, c = (tuple(k for k in keys if (k in context_keys) == chosen) for chosen in (False, True))
+        return replace(self, state_keys=s, context_keys=c)
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ class Dims:
     context: int  # C
     action: int  # A
     chunk: int  # H control steps
-    context_keys: Mapping[str, int] = field(default_factory=dict)  # context key → its width, in order
+    context_keys: Mapping[str, int] = field(default_factory=dict)  # context key → its width
     execute: int = 1  # E control steps of a chunk that are executed
 
 

@@ -170,6 +170,7 @@ def test_paper_profile_has_the_published_settings() -> None:
     policy, rl = settings.policy, settings.rl
     assert (policy.chunk, policy.execute, policy.architecture, policy.blocks) == (32, 5, "transformer", 4)
     assert not policy.normalise and policy.fourier == 0 and policy.euler_steps == 10
+    assert policy.context == "observation"
     assert (settings.pretrain.steps, settings.pretrain.batch, settings.pretrain.learning_rate) == (200_000, 256, 3e-4)
     assert rl.actor == (256,) * 4 and rl.critic == (256,) * 3 and rl.critics == 5 and rl.activation == "mish"
     assert (rl.discount, rl.polyak, rl.learning_rate, rl.batch) == (0.995, 0.005, 3e-4, 256)

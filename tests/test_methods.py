@@ -73,6 +73,26 @@ def test_posterior_without_spread_is_bc_bit_for_bit(tmp_path: Path) -> None:
     assert not np.array_equal(plain.act(*inputs(plain)), some.act(*inputs(some)))
 
 
+def test_whole_observation_as_context_changes_bc_by_no_bit(tmp_path: Path) -> None:
+    raw = dataclasses.replace(SMALL, normalise=False)  # a mean over more columns is rounded in another way
+    plain = train(bc, tmp_path / "a", raw)
+    whole = train(bc, tmp_path / "b", dataclasses.replace(raw, context="observation"))
+    s, c, *more = inputs(plain)
+    assert np.array_equal(plain.act(s, c, *more), whole.act(s[:, :0], np.concatenate([s, c], axis=1), *more))
+
+
+def test_whole_observation_as_context_is_noised_and_found_again_in_the_file(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, context="observation")
+    policy = train(csp, tmp_path, config)
+    assert policy.noise is not None and policy.noise.mask == (True,) * 4 and policy.dims.state == 0
+    policy.save(tmp_path)
+    loaded = policies.load(tmp_path)
+    task = registry.task("toy/reach")
+    assert task.split(loaded.dims.context_keys) == nets.split(task, config)
+    assert nets.split(task, config).context_keys == ("position", "goal")
+    assert task.split({"goal": 2}) == task
+
+
 def test_csp_at_pure_noise_ignores_the_context(tmp_path: Path) -> None:
     for shape in ("linear_beta", "cosine", "linear"):
         policy = train(csp, tmp_path / shape, noise=shape, end=0.0)

@@ -18,8 +18,8 @@ from bench.types import Agent, Progress
 def run(store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
     """Roll out, write one row per episode, and choose σ by Success@1 on the selection states alone."""
     spec = unit.spec
-    task = registry.task(spec["task"])
     policy = pretrain.load(store.entry("pretrain", spec["inputs"]["pretrain"]))
+    task = registry.task(spec["task"]).split(policy.dims.context_keys)
     states = starts.load(store.entry("starts", spec["inputs"]["starts"]))
     config = cfg.from_dict(CoverageConfig, spec["coverage"], "coverage")
     envs = environments(task.id, "evaluate", spec["envs"], spec["stepping"])

@@ -57,10 +57,10 @@ class Cell:
     def __init__(self, store: Store, entry: Entry, unit: Unit, reporter: Reporter) -> None:
         spec = unit.spec
         self.entry, self.spec, self.reporter = entry, spec, reporter
-        self.task: Task = registry.task(spec["task"])
-        self.seed: int = seeding.child(spec["seed"], "agent", self.task.id)
+        self.seed: int = seeding.child(spec["seed"], "agent", spec["task"])
         source = store.entry("pretrain", spec["inputs"]["pretrain"])
         self.policy, self.pretraining = pretrain.load(source), source.meta()
+        self.task: Task = registry.task(spec["task"]).split(self.policy.dims.context_keys)
         self.coverage = store.entry("coverage", spec["inputs"]["coverage"]).meta()
         self.starts: dict[str, list[State]] = starts.load(store.entry("starts", spec["inputs"]["starts"]))
         module = registry.method(spec["method"])

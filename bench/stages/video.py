@@ -81,8 +81,8 @@ class Replay:
         finetune.verify()
         self.entry, self.meta = finetune, finetune.meta()
         self.spec: dict[str, Any] = self.meta["spec"]
-        self.task = registry.task(self.spec["task"])
         self.policy = pretrain.load(store.entry("pretrain", self.spec["inputs"]["pretrain"]))
+        self.task = registry.task(self.spec["task"]).split(self.policy.dims.context_keys)
         self.states = starts.load(store.entry("starts", self.spec["inputs"]["starts"]))["report"]
         module = registry.method(self.spec["method"])
         method_config = cfg.from_dict(module.Config, self.spec["config"], self.spec["method"])
