@@ -1,7 +1,8 @@
 """Timestep-modulated reinforcement learning: the agent chooses z and the context's noise level σ, and ε or not.
 
 Paper: TMRL, arXiv 2605.12236. The base policy is csp's. π(z, σ ∣ s) is the paper's agent; the public code lets the
-agent choose ε as well, which at high σ amounts to writing a context of its own: `learn_eps`.
+agent choose ε as well, which at high σ amounts to writing a context of its own: `learn_eps`. What the choice of σ is
+worth shows against two controls, σ drawn at random and σ held: `sigma`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr
 
 from bench.config import option
 from bench.steering import encode_z, frozen, steer_z, z_group
@@ -23,8 +25,12 @@ pretrain = csp.pretrain
 class Config(csp.Pretraining):
     """csp's pretraining, and what the agent may choose."""
 
+    sigma: str = option(
+        "agent", "σ is chosen by the agent, drawn from U(0, sigma_bound) for every decision, or sigma_bound throughout",
+        choices=("agent", "random", "constant"),
+    )  # fmt: skip
     sigma_bound: float = option(
-        1.0, "largest σ the agent may choose", low=0.0, high=1.0,
+        1.0, "largest σ", low=0.0, high=1.0,
         search={"space": "noise", "low": 0.1, "high": 1.0, "axis": "level"},
     )  # fmt: skip
     learn_eps: bool = option(
@@ -39,19 +45,30 @@ class Config(csp.Pretraining):
 
 
 def agent(config: Config, dims: Dims) -> Agent:
-    """Groups z, σ and, if learned, ε, with target entropies −A, −1 and −C."""
-    groups = [z_group(config, dims), Group("sigma", 1, 0.0, config.sigma_bound, -1.0)]
+    """Groups z and, where they are the agent's, σ and ε, with target entropies −A, −1 and −C."""
+    groups = [z_group(config, dims)]
+    if config.sigma == "agent":
+        groups.append(Group("sigma", 1, 0.0, config.sigma_bound, -1.0))
     if config.learn_eps:
         groups.append(Group("eps", dims.context, -config.eps_bound, config.eps_bound, -float(dims.context)))
 
     def inputs(action: Arrays, noise: Arrays, progress: Progress) -> PolicyInputs:
         eps = action["eps"] if config.learn_eps else noise["eps"]
-        return steer_z(action["z"], dims, config), action["sigma"][:, 0], eps
+        return steer_z(action["z"], dims, config), sigma(action, noise), eps
+
+    def sigma(action: Arrays, noise: Arrays) -> FloatArray:
+        if config.sigma == "agent":
+            return action["sigma"][:, 0]
+        share = np.ones(len(action["z"]))
+        if config.sigma == "random":  # the agent chose z, so the z drawn for it serves no other purpose
+            share = ndtr(noise["z"].reshape(len(share), -1)[:, 0])
+        return np.asarray(config.sigma_bound * share, np.float32)
 
     def encode(z: FloatArray) -> FloatArray:
         """Demonstrations are repeated without noise: σ = 0, and ε = 0 where it is learned."""
-        sigma, eps = np.full((len(z), 1), -1.0), np.zeros((len(z), dims.context if config.learn_eps else 0))
-        action: FloatArray = np.concatenate([encode_z(z, config), sigma, eps], axis=1).astype(np.float32)
+        least = np.full((len(z), 1 if config.sigma == "agent" else 0), -1.0)
+        eps = np.zeros((len(z), dims.context if config.learn_eps else 0))
+        action: FloatArray = np.concatenate([encode_z(z, config), least, eps], axis=1).astype(np.float32)
         return action
 
     return Agent(tuple(groups), inputs, frozen, encode)

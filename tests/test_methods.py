@@ -276,6 +276,23 @@ class TestEveryMethod:
             assert field.metadata.get("help"), key
 
 
+@pytest.mark.parametrize("setter", ["agent", "random", "constant"])
+def test_sigma_of_the_agent_and_of_its_controls(setter: str) -> None:
+    dims, batch = Dims(2, 3, 2, 4), 4000
+    agent = csp_tmrl.agent(csp_tmrl.Config(sigma=setter, sigma_bound=0.8), dims)
+    assert [g.name for g in agent.groups] == ["z", "sigma", "eps"][:: 1 if setter == "agent" else 2]
+    rng = np.random.default_rng(0)
+    noise = {"z": rng.standard_normal((batch, 4, 2)), "eps": rng.standard_normal((batch, 3))}
+    action = decode(agent, np.full((batch, sum(g.size for g in agent.groups)), 0.5, np.float32))
+    sigma = agent.inputs(action, noise, Progress(0.5, 0.5, 0.25))[1]
+    if setter == "random":
+        assert sigma.min() >= 0 and sigma.max() <= 0.8
+        assert np.quantile(sigma, [0.25, 0.5, 0.75]) == pytest.approx([0.2, 0.4, 0.6], abs=0.03)
+    else:
+        assert np.allclose(sigma, {"agent": 0.6, "constant": 0.8}[setter])
+    assert agent.encode(np.zeros((5, 4, 2), np.float32)).shape == (5, sum(g.size for g in agent.groups))
+
+
 def test_csp_and_csp_tmrl_share_their_pretraining() -> None:
     assert csp_tmrl.pretrain is csp.pretrain
     assert cfg.part(csp.Config(), "pretrain") == cfg.part(csp_tmrl.Config(), "pretrain")
