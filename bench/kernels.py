@@ -9,7 +9,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -203,8 +202,8 @@ class MLP:
 class Adam:
     """Steps of torch's fused Adam optimisers on gradients that are handed in: their kernel and state, all in one call.
 
-    The optimisers must share their settings. `views` cuts the parameters, and in the same way their state, into the
-    tensors that the gradients belong to.
+    The optimisers must share their settings and have stepped as often. `views` cuts the parameters, and in the same
+    way their state, into the tensors that the gradients belong to.
     """
 
     optimisers: Sequence[torch.optim.Optimizer]
@@ -215,16 +214,16 @@ class Adam:
 
     def bind(self) -> None:
         """Take the optimisers' state, after it was replaced; create what is missing."""
-        parameters, counts, first, second = [], [], [], []
+        parameters, first, second = [], [], []
+        self.count: Tensor | None = None
         for parameter, state in self._states():
             if not state:
                 state |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(parameter.detach()),
                           "exp_avg_sq": torch.zeros_like(parameter.detach())}  # fmt: skip
+            self.count = state["step"] = state["step"] if self.count is None else self.count
             parameters.append(parameter.detach())
-            counts.append(state["step"])
             first.append(state["exp_avg"])
             second.append(state["exp_avg_sq"])
-        self.counts = counts
         self.parameters, self.first, self.second = (self.views(each) for each in (parameters, first, second))
 
     def _states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
@@ -235,9 +234,10 @@ class Adam:
     def step(self, gradients: list[Tensor]) -> None:
         """One step; the gradients, contiguous as their parameters are, in the order of `views`."""
         group = self.optimisers[0].param_groups[0]
-        torch._foreach_add_(self.counts, 1.0)
+        assert self.count is not None
+        self.count.add_(1.0)
         torch._fused_adam_(
-            self.parameters, gradients, self.first, self.second, [], list(repeat(self.counts[0], len(gradients))),
+            self.parameters, gradients, self.first, self.second, [], [self.count] * len(gradients),
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
             eps=group["eps"], amsgrad=False, maximize=False, grad_scale=None, found_inf=None,
         )  # fmt: skip
