@@ -113,7 +113,7 @@ def leads(found: Sequence[Lead], baseline: str, style: Style) -> Figure | None:
     for axes in panels[len(methods) :]:
         axes.remove()
     figure.supxlabel(f"{baseline}: Success@{found[0].k} before RL", fontsize=9, color=style.theme.ink)
-    figure.supylabel(f"area more than {baseline}", fontsize=9, color=style.theme.ink)
+    figure.supylabel(f"area above {baseline}'s", fontsize=9, color=style.theme.ink)
     return figure
 
 
