@@ -150,7 +150,7 @@ def request_of(args: argparse.Namespace) -> Request:
         cfg.as_word(wanted.get(key), key) if getattr(args, key, None) is None else getattr(args, key) for key in known
     )
     if preset is not None:
-        profile = profile_of(preset, profile)
+        profile = profile_of(preset, profile if getattr(args, "preset", None) is None else args.profile)
     profile = DEFAULT_PROFILE if profile is None else profile
     if profile not in PROFILES:
         raise InputError(f"unknown profile {profile!r}{cfg.nearest(profile, PROFILES)}; known: {', '.join(PROFILES)}")

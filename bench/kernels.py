@@ -114,9 +114,7 @@ def _mish(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 
 ACTIVATIONS: Mapping[str, Activation] = {
-    "relu": Activation(
-        _relu, lambda grad, y: torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad)
-    ),
+    "relu": Activation(_relu, _relu_backward),
     "mish": Activation(_mish, lambda grad, slope: grad.mul_(slope)),
     "silu": Activation(_silu, lambda grad, x: torch.ops.aten.silu_backward(grad, x)),
     "tanh": Activation(_tanh, lambda grad, y: torch.ops.aten.tanh_backward(grad, y)),

@@ -199,7 +199,10 @@ class Report:
         caption = f"Lead over {self.baseline}, a point per task, against its success before RL."
         return [
             Heading("Where does a method pay?"),
-            Text(report_regime.verdict(self.leads, self.baseline)),
+            Text(
+                report_regime.verdict(self.leads, self.baseline)
+                + report_regime.left_out(self.tasks, self.leads, self.baseline)
+            ),
             *self._maybe("leads", report_figures.leads(self.leads, self.baseline, self.style), caption),
             report_tables.leads(self.leads, self.baseline),
             Text(report_words.LEADS),

@@ -89,11 +89,9 @@ def coverage_against_outcome(pairs: Sequence[Pair], style: Style) -> Figure | No
     return figure
 
 
-def leads(found: Sequence[Lead], baseline: str, style: Style) -> Figure | None:
+def leads(found: Sequence[Lead], baseline: str, style: Style) -> Figure:
     """Difference of areas against the baseline's Success@K before RL, a panel per method, a point per task."""
     methods = list(dict.fromkeys(lead.method for lead in sorted(found, key=lambda lead: lead.method)))
-    if len({lead.task for lead in found}) < 2:
-        return None
     columns = min(3, len(methods))
     rows = -(-len(methods) // columns)
     figure, panels = new_figure(style, 0.5 + 2.4 * rows, rows=rows, columns=columns)
@@ -112,7 +110,8 @@ def leads(found: Sequence[Lead], baseline: str, style: Style) -> Figure | None:
         axes.set_title(method, loc="left", fontsize=10, fontweight="bold", color=style.theme.ink)
     for axes in panels[len(methods) :]:
         axes.remove()
-    figure.supxlabel(f"{baseline}: Success@{found[0].k} before RL", fontsize=9, color=style.theme.ink)
+    ks = ", ".join(str(k) for k in sorted({lead.k for lead in found}))
+    figure.supxlabel(f"{baseline}: Success@{ks} before RL", fontsize=9, color=style.theme.ink)
     figure.supylabel(f"area above {baseline}'s", fontsize=9, color=style.theme.ink)
     return figure
 

@@ -22,7 +22,7 @@ class Lead:
     k: int
     coverage: Estimate  # the baseline's Success@k before RL
     area: Estimate  # difference of areas, paired by seed and start state
-    gain: Estimate  # difference of what RL added, paired in the same way
+    final: Estimate  # difference of success at the end, paired in the same way
     seeds: int  # that both have finished
 
 
@@ -44,13 +44,24 @@ def _lead(base: Result, other: Result) -> Lead:
     return Lead(
         base.task, other.method, before.k, before.success,
         summary.difference(other.areas[mine], base.areas[theirs], rng),
-        summary.difference(_gains(other)[mine], _gains(base)[theirs], rng), len(common),
+        summary.difference(_final(other)[mine], _final(base)[theirs], rng), len(common),
     )  # fmt: skip
 
 
-def _gains(result: Result) -> Array:
-    """Success at the end less that before RL, (R, S)."""
-    return np.stack([run.success[:, -1] - run.success[:, 0] for run in result.runs])
+def _final(result: Result) -> Array:
+    """Success at the end, (R, S)."""
+    return np.stack([run.success[:, -1] for run in result.runs])
+
+
+def left_out(tasks: Sequence[TaskResult], found: Sequence[Lead], baseline: str) -> str:
+    """A sentence on the tasks on which a method cannot be compared, or nothing."""
+    there = {(lead.task, lead.method) for lead in found}
+    names = [
+        f"{r.method} on {task.task}"
+        for task in tasks for r in task.results
+        if r.method != baseline and (task.task, r.method) not in there
+    ]  # fmt: skip
+    return f" Left out, as no seed is finished for it and {baseline}: {', '.join(names)}." if names else ""
 
 
 def verdict(found: Sequence[Lead], baseline: str) -> str:
@@ -68,4 +79,4 @@ def verdict(found: Sequence[Lead], baseline: str) -> str:
 def rows(found: Sequence[Lead]) -> list[tuple[str, ...]]:
     """What is printed: the baseline's coverage, then the method's lead."""
     return [(lead.task, spread(lead.coverage), lead.method, str(lead.seeds), spread(lead.area, sign=True),
-             spread(lead.gain, sign=True)) for lead in found]  # fmt: skip
+             spread(lead.final, sign=True)) for lead in found]  # fmt: skip

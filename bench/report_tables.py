@@ -165,7 +165,7 @@ def relations_frame(found: Sequence[Relation]) -> pd.DataFrame:
 def leads(found: Sequence[Lead], baseline: str) -> Table:
     """Every method's lead over the baseline, the hardest task first."""
     ks = ", ".join(str(k) for k in sorted({lead.k for lead in found}))
-    header = ("Task", f"{baseline}, Success@{ks} before RL", "Method", "Seeds", "Area more", "Gain by RL more")
+    header = ("Task", f"{baseline}, Success@{ks} before RL", "Method", "Seeds", "Area above", "Final success above")
     return Table(header, tuple(report_regime.rows(found)), "leads")
 
 
@@ -173,7 +173,7 @@ def leads_frame(found: Sequence[Lead]) -> pd.DataFrame:
     """The same as numbers."""
     return pd.DataFrame([
         {"task": lead.task, "method": lead.method, "seeds": lead.seeds, "k": lead.k,
-         **_ends("baseline_success", lead.coverage), **_ends("area", lead.area), **_ends("gain", lead.gain)}
+         **_ends("baseline_success", lead.coverage), **_ends("area", lead.area), **_ends("final", lead.final)}
         for lead in found
     ])  # fmt: skip
 

@@ -56,8 +56,8 @@ LEVELS = (
 )
 SIGMA = "noise level that fine-tuning chose, over training and within the episode."
 LEADS = (
-    "Tasks from the hardest to the easiest for the frozen policy of the run's first method. More: the method less the "
-    "first one, paired by seed and start state; bars are 95 % intervals as above, not corrected for their number."
+    "Tasks from the hardest to the easiest for the frozen policy of the run's first method. Above: the method less "
+    "the first one, paired by seed and start state; bars are 95 % intervals as above, not corrected for their number."
 )
 RELATION = (
     "One pair per method and task: means over the seeds with both numbers. Pairs are not independent: methods that "

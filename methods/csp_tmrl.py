@@ -14,7 +14,7 @@ from scipy.special import ndtr
 
 from bench.config import option
 from bench.steering import encode_z, frozen, steer_z, z_group
-from bench.types import Agent, Arrays, Dims, FloatArray, Group, PolicyInputs, Progress
+from bench.types import Agent, Arrays, Dims, FloatArray, Group, InputError, PolicyInputs, Progress
 from methods import csp
 
 paper = "CSP + TMRL, arXiv 2605.12236"
@@ -66,7 +66,9 @@ def agent(config: Config, dims: Dims) -> Agent:
 
     def encode(z: FloatArray) -> FloatArray:
         """Demonstrations are repeated without noise: σ = 0, and ε = 0 where it is learned."""
-        least = np.full((len(z), 1 if config.sigma == "agent" else 0), -1.0)
+        if config.sigma != "agent":
+            raise InputError(f"csp_tmrl.sigma = {config.sigma} noises demonstrations: leave rl.demo_fraction at 0")
+        least = np.full((len(z), 1), -1.0)
         eps = np.zeros((len(z), dims.context if config.learn_eps else 0))
         action: FloatArray = np.concatenate([encode_z(z, config), least, eps], axis=1).astype(np.float32)
         return action

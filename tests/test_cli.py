@@ -191,6 +191,19 @@ def test_published_preset_is_the_published_comparison() -> None:
             cli.request_of(cli.parser().parse_args(["run", *words]))
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "results/reference").rglob("*.toml")), ids=lambda path: path.parent.name
+)
+def test_configurations_that_references_were_made_with_still_hold(path: Path) -> None:
+    assert make_plan(cli.request_of(cli.parser().parse_args(["run", "--config", str(path)]))).cells
+
+
+def test_preset_of_the_command_line_wins_over_the_profile_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('[run]\nprofile = "quick"\n')
+    words = ["run", "--config", str(tmp_path / "run.toml"), "--preset", "published"]
+    assert cli.request_of(cli.parser().parse_args(words)).profile == "paper"
+
+
 def test_second_run_skips_everything(finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (finished / "stages").rglob("*") if p.is_file()}
     record = next(finished.glob("runs/*/run.json"))

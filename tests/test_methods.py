@@ -290,7 +290,12 @@ def test_sigma_of_the_agent_and_of_its_controls(setter: str) -> None:
         assert np.quantile(sigma, [0.25, 0.5, 0.75]) == pytest.approx([0.2, 0.4, 0.6], abs=0.03)
     else:
         assert np.allclose(sigma, {"agent": 0.6, "constant": 0.8}[setter])
-    assert agent.encode(np.zeros((5, 4, 2), np.float32)).shape == (5, sum(g.size for g in agent.groups))
+    z = np.zeros((5, 4, 2), np.float32)
+    if setter == "agent":
+        assert agent.encode(z).shape == (5, sum(g.size for g in agent.groups))
+    else:
+        with pytest.raises(InputError, match=r"rl\.demo_fraction"):
+            agent.encode(z)
 
 
 def test_csp_and_csp_tmrl_share_their_pretraining() -> None:

@@ -40,7 +40,30 @@ def test_leads_are_paired_by_seed_and_ordered_by_what_the_first_method_could_do(
     assert [(lead.task, lead.seeds) for lead in found] == [("hard", 2), ("easy", 2)]
     assert [lead.coverage.value for lead in found] == [0.1, 0.9]
     assert [lead.area.value for lead in found] == pytest.approx([0.2, -0.25])
-    assert [lead.gain.value for lead in found] == pytest.approx([0.4, -0.5])
+    assert [lead.final.value for lead in found] == pytest.approx([0.4, -0.5])
+
+
+def test_leads_are_paired_by_seed_whatever_the_order() -> None:
+    """Seeds far apart, each method a tenth above the other within a seed: only the pairing shows it."""
+    ends = {0: 0.1, 1: 0.5, 2: 0.8}
+    first = result("t", "first", 0.5, ends)
+    other = result("t", "other", 0.5, {seed: ends[seed] + 0.1 + 0.01 * seed for seed in (2, 0, 1)})
+    (lead,) = report_regime.leads([TaskResult("t", 10.0, (first, other))], "first")
+    assert 0 < lead.area.low < lead.area.value == pytest.approx(0.055)
+    assert 0 < lead.final.low < lead.final.value == pytest.approx(0.11)
+
+
+def test_leads_of_methods_that_both_fail() -> None:
+    results = tuple(result("t", name, 0.1, {0: 0.0, 1: 0.0}) for name in ("first", "other"))
+    (lead,) = report_regime.leads([TaskResult("t", 10.0, results)], "first")
+    assert lead.final.value == 0.0 and lead.final.low < 0 < lead.final.high
+
+
+def test_methods_without_a_seed_in_common_are_named() -> None:
+    results = (result("t", "first", 0.1, {0: 0.5}), result("t", "other", 0.1, {1: 0.5}))
+    tasks = [TaskResult("t", 10.0, results)]
+    assert report_regime.leads(tasks, "first") == []
+    assert "other on t" in report_regime.left_out(tasks, [], "first")
 
 
 @pytest.mark.parametrize(
