@@ -219,7 +219,7 @@ def coverage_table(curves: Curves) -> pd.DataFrame:
     """
     rows = []
     frame = curves.coverage[curves.coverage["half"] == "report"]
-    for (task, methods), cover in _by_policy(curves, frame):
+    for (task, methods), cover in by_policy(curves, frame):
         if cover.empty:
             continue
         attempts = int(cover.groupby(["seed", "sigma", "start"]).size().min())
@@ -232,7 +232,7 @@ def coverage_table(curves: Curves) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "methods", "k", "sigma", "success", "low", "high", "spread"])
 
 
-def _by_policy(curves: Curves, frame: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+def by_policy(curves: Curves, frame: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
     """((task, methods that share the policy), coverage rows of one of them)."""
     found = []
     for task, cells in curves.cells.groupby("task", sort=False):

@@ -18,6 +18,7 @@ from rich.table import Table as RichTable
 
 from bench import (
     figures,
+    report_attempts,
     report_coverage,
     report_curves,
     report_figures,
@@ -88,7 +89,7 @@ class Report:
         self.relations = report_coverage.relations(self.pairs)
         self.baseline = str(curves.cells["method"].iloc[0])
         self.leads = report_regime.leads(self.tasks, self.baseline)
-        self.coverage = figures.coverage_table(curves)
+        self.coverage, self.attempts = figures.coverage_table(curves), report_attempts.table(curves)
         self.drawn: dict[tuple[str, Axis], list[Curve]] = {}
 
     def blocks(self, studies: list[report_studies.Study]) -> list[Block]:
@@ -219,6 +220,7 @@ class Report:
             blocks += self._maybe(f"areas_{flat}", figures.areas(task, self.style), caption)
         drawn = {
             "coverage": (figures.coverage(task, self.style), report_words.COVERAGE),
+            "attempts": (report_attempts.figure(self.attempts, name, self.style), report_words.ATTEMPTS),
             "coverage_sigma": (figures.coverage_by_sigma(self.coverage, name, self.style), report_words.LEVELS),
             "sigma": (figures.sigma(self.curves, name, self.style), report_words.SIGMA),
         }
@@ -240,6 +242,7 @@ class Report:
         frames = {
             "ranking": report_tables.ranking_frame(self.ranking), "summary": report_tables.summary_frame(self.tasks),
             "curves": report_curves.frame(self.drawn), "coverage": self.coverage,
+            "attempts": self.attempts,
             "correlation": report_tables.relations_frame(self.relations),
             "leads": report_tables.leads_frame(self.leads), "costs": report_tables.costs_frame(self.tasks),
             "cells": self.curves.cells.drop(columns=["traceback", "coverage_key"]),

@@ -50,6 +50,10 @@ COVERAGE = (
     "the frozen policies before reinforcement: success of one try, and of the best of several tries from one start "
     "state. The noise level was chosen on other start states. Lines: 95 % intervals, as of the success rates above."
 )
+ATTEMPTS = (
+    "the frozen policies before reinforcement: a start state counts as solved if one of K tries succeeds (unbiased "
+    "estimate). For every K the noise level was chosen on other start states; bands: 95 % intervals."
+)
 LEVELS = (
     "the frozen policies that take a noise level, before reinforcement, at each level; bands: 95 % intervals, as of "
     "the success rates above."

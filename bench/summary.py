@@ -225,10 +225,11 @@ def _before(curves: Curves, task: str, method: str) -> tuple[Before, ...]:
     if frame.empty:
         return ()
     attempts = int(frame.groupby(["seed", "half", "sigma", "start"]).size().min())
-    return tuple(_before_k(frame, k, task) for k in (1, min(K, attempts)))
+    return tuple(before_k(frame, k, task) for k in (1, min(K, attempts)))
 
 
-def _before_k(frame: pd.DataFrame, k: int, task: str) -> Before:
+def before_k(frame: pd.DataFrame, k: int, task: str) -> Before:
+    """Success@k of coverage rows of both halves, per seed at the σ that its selection half chose."""
     found = {int(str(seed)): one_seed(rows, k) for seed, rows in frame.groupby("seed")}
     success = estimate(_stack([values for values, _ in found.values()]), seeding.rng(0, "before", task, k))
     sigma = float(np.mean([sigma for _, sigma in found.values()]))
