@@ -112,6 +112,8 @@ class BenchEnv(Protocol):
     An environment may also have `step_chunk(actions (E, A)) → Steps`, equal to calling `step` until the episode or the
     chunk ends. The harness calls it from threads, one environment in each: worth having if it releases the GIL.
 
+    An environment that steps in another way than it was asked to has `stepping`, the way it does.
+
     An environment may also be looked at, by `bench.stages.video`: `top_view() → bench.video.TopView` says what lies
     beneath the path of the current episode seen from above; `render() → (H, W, 3) uint8`, gymnasium's own, is a picture
     of the current state. `render` changes nothing, and may raise where nothing can be drawn.

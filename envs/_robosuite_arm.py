@@ -176,6 +176,7 @@ class Arm(Protocol):
     """What steps, on behalf of an environment."""
 
     data: Any  # mujoco.MjData, which the environment reads its observations from
+    stepping: str  # what it is, whatever was asked for
 
     def turn(self) -> AbstractContextManager[Any]:
         """Encloses steps or a reset and the reading of `data` after them."""
@@ -196,6 +197,8 @@ class Arm(Protocol):
 
 class StockArm:
     """robosuite's own step, without its observables, on the simulator that the arms of a name share."""
+
+    stepping = "stock"
 
     def __init__(self, shared: Simulator) -> None:
         self._shared = shared
@@ -286,6 +289,7 @@ class CompiledArm:
 
         self._shared = shared
         self._watch = watch
+        self.stepping = "fast" if fast else "strict"
         with shared.lock:
             self._loop = ArmLoop(shared, fast, watch)
 

@@ -113,6 +113,7 @@ class ArmEnv(ChunkedEnv):
         shared = simulator(self.name)
         self._simulation, self._robot = shared.simulation, shared.robot
         self._arm = make_arm(shared, stepping, self._watch if type(self)._watch is not ArmEnv._watch else None)
+        self.stepping = self._arm.stepping
         self._site = self._robot.eef_site_id["right"]
         self._fingers = self._robot._ref_gripper_joint_pos_indexes["right"]
         self._steps = 0

@@ -175,6 +175,7 @@ def test_states_go_from_any_stepping_to_any_other(shared: Simulator) -> None:
     """In mid-episode and right after a reset, also where a reset moves bodies of the model (Door)."""
     actions = np.random.default_rng(1).uniform(-1.0, 1.0, (12, 7))
     arms = {stepping: make_arm(shared, stepping) for stepping in STEPPING}
+    assert all(arm.stepping == stepping for stepping, arm in arms.items())
     for before in (0, 6):
         for source in ("stock", "strict"):
             for other in arms.values():  # bodies are elsewhere in all of them
@@ -319,7 +320,7 @@ def falls_back(shared: Simulator, reason: str) -> None:
     with pytest.warns(UserWarning, match=reason) as caught:
         arm = make_arm(shared, "strict")
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
-    assert isinstance(arm, StockArm)
+    assert isinstance(arm, StockArm) and arm.stepping == "stock"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert isinstance(make_arm(shared, "fast"), StockArm)

@@ -270,6 +270,7 @@ class Cell:
         write_table(self.entry.file("sigma.parquet"), table(self.sigma_rows(), SIGMA), SIGMA)
         self.engine.save_agent(self.entry.file("agent.safetensors"))
         self.entry.finish(self.spec, {
+            "stepping": getattr(self.steered.envs[0], "stepping", self.spec["stepping"]),
             "pretrain_seconds": self.pretraining["seconds"], "wall_seconds": self.counters.wall_seconds,
             "selected_sigma": self.coverage["selected_sigma"], "peak_memory_mb": peak_memory_mb(),
             "training_success": self.progress.success,  # with the agent, what repeats the last evaluation
