@@ -73,7 +73,8 @@ def verdict(found: Sequence[Lead], baseline: str) -> str:
         below = [lead.task for lead in own if lead.area.high < 0]
         words = [f"above on {', '.join(above)}"] * bool(above) + [f"below on {', '.join(below)}"] * bool(below)
         said.append(f"{method} is {' and '.join(words) or 'separated nowhere'}")
-    return f"Against {baseline}, by area: {'; '.join(said)}."
+    caution = " With one seed nothing is said about other seeds." if all(lead.seeds == 1 for lead in found) else ""
+    return f"Against {baseline}, by area: {'; '.join(said)}.{caution}"
 
 
 def rows(found: Sequence[Lead]) -> list[tuple[str, ...]]:

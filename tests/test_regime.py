@@ -79,6 +79,8 @@ def test_verdict_says_on_which_side_an_interval_lies(
 ) -> None:
     lead = dataclasses.replace(found[0], area=area)
     assert report_regime.verdict([lead], "first") == f"Against first, by area: {said}"
+    once = dataclasses.replace(lead, seeds=1)
+    assert "nothing is said about other seeds" in report_regime.verdict([once], "first")
 
 
 def test_page_has_the_section_with_two_tasks_and_not_with_one(tmp_path: Path) -> None:
