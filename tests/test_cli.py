@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from bench import cli, doctor, executor, report, tracking
-from bench import config as cfg
-from bench.plan import Plan, Request, Settings, make_plan
+from bench.plan import Plan, make_plan
 from bench.stages import video
 from bench.store import Store, masked
 from bench.types import InputError
@@ -109,99 +108,6 @@ def test_bad_configuration_files(text: str, expected: str, capsys: pytest.Captur
     assert cli.main(["run", "--tasks", "toy", "--config", str(tmp_path / "x.toml"), "--dry-run"]) == 2
     err = capsys.readouterr().err
     assert expected in err and err.count("\n") == 1
-
-
-def test_configuration_file_command_line_and_tasks(tmp_path: Path) -> None:
-    (tmp_path / "x.toml").write_text(
-        "[run]\nmethods = ['csp']\ntasks = ['toy']\nseeds = [3, 5]\nprofile = 'smoke'\n"
-        "[csp]\nschedule = 'cosine'\n[rl]\ndecisions = 80\n['tasks']\n'toy/reach'.rl.decisions = 50\n"
-    )
-    args = cli.parser().parse_args(["run", "--config", str(tmp_path / "x.toml"), "--set", "rl.batch=16"])
-    plan = make_plan(cli.request_of(args))
-    assert {c.seed for c in plan.cells} == {3, 5} and {c.method for c in plan.cells} == {"csp"}
-    decisions = {c.task: c.settings.rl.decisions for c in plan.cells}
-    assert decisions == {"toy/reach": 50, "toy/reach-unseen": 80}
-    assert all(c.config.schedule == "cosine" and c.settings.rl.batch == 16 for c in plan.cells)
-
-
-def test_the_command_line_wins_over_every_part_of_the_file(tmp_path: Path) -> None:
-    (tmp_path / "x.toml").write_text(
-        "[run]\nmethods = ['csp']\ntasks = ['toy/reach']\nseeds = [3]\nprofile = 'smoke'\n[csp]\nschedule = 'cosine'\n"
-        "[rl]\ndecisions = 80\n[tasks.'toy/reach']\nrl.decisions = 50\nrl.batch = 8\ncsp.clean = 0.25\n"
-    )
-
-    def request(*words: str) -> Request:
-        return cli.request_of(cli.parser().parse_args(["run", "--config", str(tmp_path / "x.toml"), *words]))
-
-    plain = request()
-    assert (plain.methods, plain.seeds, plain.profile) == (("csp",), (3,), "smoke")
-    given = request("--methods", "all", "--profile", "quick", "--seeds", "1", "--tasks", "toy")
-    assert len(given.methods) > 1 and given.profile == "quick" and given.seeds == (0,) and len(given.tasks) == 2
-    cell = make_plan(request("--set", "rl.decisions=60", "--set", "csp.clean=0.5")).cells[0]
-    assert (cell.settings.rl.decisions, cell.settings.rl.batch) == (60, 8)
-    assert (cell.config.clean, cell.config.schedule) == (0.5, "cosine")
-    assert cli.request_of(cli.parser().parse_args(["run"])).profile == "quick"
-
-
-def test_settings_survive_json() -> None:
-    settings = cfg.override(Settings(), {"rl.actor": "32,16", "demos.count": "auto", "rl.critic_norm": "no"}, "test")
-    assert settings.rl.actor == (32, 16) and settings.demos.count is None and not settings.rl.critic_norm
-    assert cfg.from_dict(Settings, json.loads(json.dumps(cfg.as_dict(settings))), "test") == settings
-
-
-def test_stages_are_shared_and_keys_depend_on_what_goes_in() -> None:
-    def keys(*words: str) -> dict[tuple[str, str], str]:
-        request = cli.request_of(cli.parser().parse_args(["run", "--profile", "smoke", "--tasks", "toy/reach", *words]))
-        return {(c.method, u.stage): u.key for c in make_plan(request).cells for u in c.units}
-
-    plain, changed = keys(), keys("--set", "csp_tmrl.sigma_bound=0.5")
-    assert plain["csp", "coverage"] == plain["csp_tmrl", "coverage"]
-    assert plain["bc", "pretrain"] != plain["csp", "pretrain"] != plain["posterior_bc", "pretrain"]
-    moved = {k for k in plain if plain[k] != changed[k]}
-    assert moved == {("csp_tmrl", "finetune")}
-    moved = {stage for (m, stage), key in keys("--set", "pretrain.steps=7").items() if plain[m, stage] != key}
-    assert moved == {"pretrain", "coverage", "finetune"}
-
-
-def test_paper_profile_has_the_published_settings() -> None:
-    words = ["run", "--profile", "paper", "--methods", "csp,posterior_bc", "--tasks", "navigation/pointmaze-giant"]
-    cells = make_plan(cli.request_of(cli.parser().parse_args(words))).cells
-    settings = cells[0].settings
-    policy, rl = settings.policy, settings.rl
-    assert (policy.chunk, policy.execute, policy.architecture, policy.blocks) == (32, 5, "transformer", 4)
-    assert not policy.normalise and policy.fourier == 0 and policy.euler_steps == 10
-    assert policy.context == "observation"
-    assert (settings.pretrain.steps, settings.pretrain.batch, settings.pretrain.learning_rate) == (200_000, 256, 3e-4)
-    assert rl.actor == (256,) * 4 and rl.critic == (256,) * 3 and rl.critics == 5 and rl.activation == "mish"
-    assert (rl.discount, rl.polyak, rl.learning_rate, rl.batch) == (0.995, 0.005, 3e-4, 256)
-    assert (rl.envs, rl.random_decisions, rl.updates_per_decision) == (4, 2000, 0.25)
-    assert not rl.entropy_in_target and not rl.bounded_value
-    noised = next(c.config for c in cells if c.method == "csp")
-    assert (noised.noise, noised.end, noised.sigma_training, noised.raw) == ("linear_beta", 0.364, "uniform", True)
-    spread = next(c.config for c in cells if c.method == "posterior_bc")
-    assert (spread.members, spread.width, spread.alpha) == (10, 512, 1.0)
-
-
-def test_published_preset_is_the_published_comparison() -> None:
-    request = cli.request_of(cli.parser().parse_args(["run", "--preset", "published"]))
-    assert set(request.tasks) == {"navigation/pointmaze-giant", "manipspace/cube-single-shifted"}
-    assert len(request.methods) == 7 and len(request.seeds) == 10 and request.profile == "paper"
-    for words in (["--preset", "publshed"], ["--preset", "published", "--profile", "quick"]):
-        with pytest.raises(InputError, match="published"):
-            cli.request_of(cli.parser().parse_args(["run", *words]))
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "results/reference").rglob("*.toml")), ids=lambda path: path.parent.name
-)
-def test_configurations_that_references_were_made_with_still_hold(path: Path) -> None:
-    assert make_plan(cli.request_of(cli.parser().parse_args(["run", "--config", str(path)]))).cells
-
-
-def test_preset_of_the_command_line_wins_over_the_profile_of_a_file(tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text('[run]\nprofile = "quick"\n')
-    words = ["run", "--config", str(tmp_path / "run.toml"), "--preset", "published"]
-    assert cli.request_of(cli.parser().parse_args(words)).profile == "paper"
 
 
 def test_second_run_skips_everything(finished: Path) -> None:
