@@ -298,22 +298,23 @@ def _check_config(config: Any, method: str, task: Task) -> None:
                 raise InputError(f"{method}.{key}: {task.id} has no context key {name!r}{guess}")
 
 
-def config_of(request: Request, method: str, task: Task, settings: Settings) -> Any:
+def config_of(request: Request, method: str, task: Task) -> Any:
     """The method's Config: its defaults < its profile's < the user's."""
     config = registry.methods()[method].Config()
     config = cfg.override(config, getattr(config, "profiles", {}).get(request.profile, {}), method)
     for values in request.layers(task.id):
         mine = {k.split(".", 1)[1]: v for k, v in values.items() if k.startswith(f"{method}.")}
         config = cfg.override(config, mine, method)
-    _check_config(config, method, nets.split(task, settings.policy))
+    _check_config(config, method, task)
     return config
 
 
 def _cell(request: Request, method: str, task_id: str, seed: int) -> Cell:
     task, module = registry.task(task_id), registry.method(method)
     settings = settings_of(request, task)
-    config = config_of(request, method, task, settings)
-    settings = _with_options(request, method, nets.split(task, settings.policy), settings, config)
+    seen = nets.split(task, settings.policy)
+    config = config_of(request, method, seen)
+    settings = _with_options(request, method, seen, settings, config)
     source = registry.task(task.demos_of) if task.demos_of else task
     plain = cfg.as_dict(settings)
     demos = _unit("demos", (), task=source.id, version=source.version, config=plain["demos"],
