@@ -32,6 +32,7 @@ DIRECTIONS: tuple[Cell, ...] = ((-1, 0), (0, -1), (1, 0), (0, 1))  # up, left, d
 class Maze:
     """A maze as OGBench builds it; the model is shared by all environments of this process and never changed."""
 
+    kind: str  # "large" or "giant"
     model: Any
     walls: list[list[bool]]
     cells: tuple[Cell, ...]  # the free ones
@@ -49,6 +50,7 @@ def load_maze(kind: str) -> Maze:
     cells = tuple((i, j) for i, row in enumerate(walls) for j, wall in enumerate(row) if not wall)
     lengths = {goal: env.get_oracle_subgoal(centre(cells[0]), centre(goal))[1] for goal in cells}
     return Maze(
+        kind=kind,
         model=env.model,
         walls=walls,
         cells=cells,

@@ -5,10 +5,11 @@ distance to the goal of at most 1. Model, maze and oracle are OGBench's, positio
 `reset` is not used (it draws from global generators): start and goal are drawn uniformly within ±1 of the centres of
 their cells, as there, from the environment's own generator.
 
-Cells are (row, column) as in OGBench. Held out are the middle columns 4 to 7 of the large maze: no demonstration of the
-`-unseen` and `-instruction` tasks commands a goal there. Of these 17 cells, 11 are crossed on the way between other
-cells and are the goals of fine-tuning; the other 6 are a blind alley that no demonstration has a reason to enter, so
-the needed actions do not occur there and nothing asks for them. `coverage_count` and `needed_moves` show both.
+Cells are (row, column) as in OGBench. Held out are the middle columns of a maze, 4 to 7 of the large one: no
+demonstration of the `-unseen` and `-instruction` tasks commands a goal there. Of these 17 cells, 11 are crossed on the
+way between other cells and are the goals of fine-tuning; the other 6 are a blind alley that no demonstration has a
+reason to enter, so the needed actions do not occur there and nothing asks for them. `coverage_count` and `needed_moves`
+show both. In the giant maze, columns 6 to 9, 20 of 22 cells are crossed.
 """
 
 from __future__ import annotations
@@ -48,10 +49,13 @@ requires = ("ogbench", "mujoco", "dm_control")
 
 RADIUS = 1.0  # distance to the goal that counts as success
 
-HELD_OUT_COLUMNS = range(4, 8)
-# Of fine-tuning by instruction: behaviour cloning, given an instruction it never saw, goes to some other goal and on
-# its way crosses none of these.
-INSTRUCTED_GOALS: tuple[Cell, ...] = ((2, 4), (3, 4), (5, 6), (5, 7))
+HELD_OUT_COLUMNS = {"large": range(4, 8), "giant": range(6, 10)}
+# Of fine-tuning by instruction. In the large maze behaviour cloning, given an instruction it never saw, goes to some
+# other goal and on its way crosses none of these; in the giant maze they lie halfway on each way through the columns.
+INSTRUCTED_GOALS: dict[str, tuple[Cell, ...]] = {
+    "large": ((2, 4), (3, 4), (5, 6), (5, 7)),
+    "giant": ((1, 8), (3, 6), (6, 8), (10, 7)),
+}
 INSTRUCTED_DISTANCE = range(2, 6)  # path lengths in cells from which fine-tuning by instruction starts
 INSTRUCTION_SIZE = 8
 INSTRUCTION_SEED = 20260512
@@ -62,12 +66,12 @@ DEMO_STEPS = 1001  # control steps until the demonstrator is put elsewhere (OGBe
 
 def held_out(maze: Maze) -> tuple[Cell, ...]:
     """The free cells of the middle columns, whose goals no demonstration of the held-out tasks commands."""
-    return tuple(cell for cell in maze.cells if cell[1] in HELD_OUT_COLUMNS)
+    return tuple(cell for cell in maze.cells if cell[1] in HELD_OUT_COLUMNS[maze.kind])
 
 
 def commanded(maze: Maze) -> tuple[Cell, ...]:
     """The other free cells."""
-    return tuple(cell for cell in maze.cells if cell[1] not in HELD_OUT_COLUMNS)
+    return tuple(cell for cell in maze.cells if cell[1] not in HELD_OUT_COLUMNS[maze.kind])
 
 
 @cache
@@ -80,9 +84,10 @@ def crossed(kind: str) -> tuple[Cell, ...]:
 
 
 @cache
-def instructions() -> npt.NDArray[np.float32]:
-    """(rows, columns, 8): a fixed standard normal vector per cell of the large maze."""
-    shape = (9, 12, INSTRUCTION_SIZE)
+def instructions(kind: str) -> npt.NDArray[np.float32]:
+    """(rows, columns, 8): a fixed standard normal vector per cell of the maze."""
+    walls = load_maze(kind).walls
+    shape = (len(walls), len(walls[0]), INSTRUCTION_SIZE)
     return np.random.default_rng(INSTRUCTION_SEED).standard_normal(shape).astype(np.float32)
 
 
@@ -92,13 +97,13 @@ def _all_pairs(maze: Maze) -> list[Pair]:
 
 def _unseen_pairs(maze: Maze) -> list[Pair]:
     """Goals that are held out and crossed; starts anywhere but in the blind alley."""
-    goals = crossed("large")
+    goals = crossed(maze.kind)
     return [(s, g) for g in goals for s in (*commanded(maze), *goals) if s != g]
 
 
 def _instructed_pairs(maze: Maze) -> list[Pair]:
     near_enough = [(s, g) for s, g in _unseen_pairs(maze) if maze.lengths[g][s] in INSTRUCTED_DISTANCE]
-    return [(s, g) for s, g in near_enough if g in INSTRUCTED_GOALS]
+    return [(s, g) for s, g in near_enough if g in INSTRUCTED_GOALS[maze.kind]]
 
 
 def _pairs_at(distance: int, maze: Maze) -> list[Pair]:
@@ -119,7 +124,10 @@ LADDER = (4, 6, 8, 12)  # path lengths in cells
 VARIANTS = {
     "navigation/pointmaze-large": Variant("large", _all_pairs, lambda maze: maze.cells),
     "navigation/pointmaze-large-unseen": Variant("large", _unseen_pairs, commanded),
-    "navigation/pointmaze-large-instruction": Variant("large", _instructed_pairs, commanded, "instruction"),
+    **{
+        f"navigation/pointmaze-{kind}-instruction": Variant(kind, _instructed_pairs, commanded, "instruction")
+        for kind in HELD_OUT_COLUMNS
+    },
     **{
         f"navigation/pointmaze-giant-{k}": Variant("giant", partial(_pairs_at, k), lambda maze: maze.cells)
         for k in LADDER
@@ -161,12 +169,15 @@ tasks = (
         "goals in the 11 cells of the middle columns that the demonstrations cross",
         "quick standard paper",
     ),
-    _task(
-        "pointmaze-large-instruction",
-        200,
-        "instructions for goals outside the middle columns 4 to 7, which most ways cross",
-        f"four instructions never given before, for goals in cells {INSTRUCTED_GOALS}, from 2 to 5 cells away",
-        "quick standard paper",
+    *(
+        _task(
+            f"pointmaze-{kind}-instruction",
+            200,
+            f"instructions for goals outside the middle columns {columns[0]} to {columns[-1]}, which most ways cross",
+            f"four instructions never given before, for goals in cells {goals}, from 2 to 5 cells away",
+            "quick standard paper" if kind == "large" else "standard paper",
+        )
+        for (kind, columns), goals in zip(HELD_OUT_COLUMNS.items(), INSTRUCTED_GOALS.values(), strict=True)
     ),
     *(
         _task(
@@ -194,6 +205,7 @@ class PointMazeEnv(gymnasium.Env[dict[str, Any], Any]):
 
     def __init__(self, maze: Maze, pairs: Sequence[Pair], horizon: int, context: str, seed: int) -> None:
         self._point, self._pairs, self._horizon, self._key = Point(maze), pairs, horizon, context
+        self._words = instructions(maze.kind)
         high = np.array([len(maze.walls[0]), len(maze.walls)], np.float32) * np.float32(UNIT) - np.float32(OFFSET + 2)
         place = gymnasium.spaces.Box(np.full(2, -OFFSET - 2, np.float32), high, (2,), np.float32)
         words = gymnasium.spaces.Box(-np.inf, np.inf, (INSTRUCTION_SIZE,), np.float32)
@@ -217,7 +229,7 @@ class PointMazeEnv(gymnasium.Env[dict[str, Any], Any]):
 
     def _set_goal(self, goal: npt.NDArray[np.float64]) -> None:
         self._goal = (float(goal[0]), float(goal[1]))
-        self._context = goal.astype(np.float32) if self._key == "goal" else instructions()[cell_of(*self._goal)]
+        self._context = goal.astype(np.float32) if self._key == "goal" else self._words[cell_of(*self._goal)]
 
     def _observation(self) -> dict[str, npt.NDArray[np.float32]]:
         return {"position": np.array([self._point.x, self._point.y], np.float32), self._key: self._context.copy()}
@@ -347,7 +359,7 @@ def demos(
     """
     variant = VARIANTS[task.demos_of or task.id]
     maze = load_maze(variant.kind)
-    point, goals = Point(maze), list(variant.goals(maze))
+    point, goals, words = Point(maze), list(variant.goals(maze)), instructions(variant.kind)
     positions: Rows = []
     actions: list[npt.NDArray[np.float32]] = []
     contexts, ends, success = [], [], []
@@ -363,7 +375,7 @@ def demos(
         positions += passed
         actions += done
         noise = noise[len(done) :]
-        contexts.append(goal if variant.context == "goal" else instructions()[cell])
+        contexts.append(goal if variant.context == "goal" else words[cell])
         ends.append(len(actions))
         success.append(reached)
         progress(len(actions) / n)

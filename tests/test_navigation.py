@@ -15,12 +15,13 @@ from bench.types import Demos, Task
 from envs import navigation as nav
 
 TASKS = {task.id.removeprefix("navigation/"): task for task in nav.tasks}
-HELD_OUT_TASKS = ("pointmaze-large-unseen", "pointmaze-large-instruction")
+LARGE_HELD_OUT = ("pointmaze-large-unseen", "pointmaze-large-instruction")
+HELD_OUT_TASKS = (*LARGE_HELD_OUT, "pointmaze-giant-instruction")
 
 
 @pytest.fixture(scope="module")
 def demos() -> dict[str, Demos]:
-    """The full demonstrations of the tasks on the large maze."""
+    """The full demonstrations of the tasks on the large maze, and of those with held-out goals."""
     names = ("pointmaze-large", *HELD_OUT_TASKS)
     return {n: nav.demos(TASKS[n], TASKS[n].demo_count, np.random.default_rng(0)) for n in names}
 
@@ -126,11 +127,11 @@ def test_held_out_goals_are_never_commanded_and_all_others_are(demos: dict[str, 
 
 @pytest.mark.parametrize("name", HELD_OUT_TASKS)
 def test_fine_tuning_asks_for_held_out_goals_only(name: str) -> None:
-    task, maze = TASKS[name], nav.load_maze("large")
-    pairs = nav.VARIANTS[task.id].pairs(maze)
-    asked = {goal for _, goal in pairs}
+    task, variant = TASKS[name], nav.VARIANTS[f"navigation/{name}"]
+    maze = nav.load_maze(variant.kind)
+    asked = {goal for _, goal in variant.pairs(maze)}
     assert asked <= set(nav.held_out(maze))
-    assert asked == set(nav.INSTRUCTED_GOALS if "instruction" in name else nav.crossed("large"))
+    assert asked == set(nav.INSTRUCTED_GOALS[maze.kind] if "instruction" in name else nav.crossed(maze.kind))
     env = nav.make(task, 0)
     for _ in range(50):
         env.reset()
@@ -139,7 +140,7 @@ def test_fine_tuning_asks_for_held_out_goals_only(name: str) -> None:
 
 @pytest.mark.parametrize("name", HELD_OUT_TASKS)
 def test_the_needed_actions_occur_in_the_demonstrations(name: str, demos: dict[str, Demos]) -> None:
-    maze = nav.load_maze("large")
+    maze = nav.load_maze(nav.VARIANTS[f"navigation/{name}"].kind)
     counts = nav.coverage_count(demos[name], maze.cells)
     moves = nav.needed_moves(TASKS[name])
     assert {cell for cell, _ in moves} & set(nav.held_out(maze))
@@ -185,29 +186,35 @@ def commands(demos: Demos) -> set[bytes]:
     return {row.tobytes() for row in demos.observations["instruction"]}
 
 
-def test_instructions_are_fixed_and_those_of_fine_tuning_are_unseen(demos: dict[str, Demos]) -> None:
-    env = nav.make(TASKS["pointmaze-large-instruction"], 0)
+@pytest.mark.parametrize(("kind", "commanded"), [("large", 29), ("giant", 64)])
+def test_instructions_are_fixed_and_those_of_fine_tuning_are_unseen(
+    kind: str, commanded: int, demos: dict[str, Demos]
+) -> None:
+    env = nav.make(TASKS[f"pointmaze-{kind}-instruction"], 0)
     shown = set()
     for _ in range(80):
         instruction = env.reset()[0]["instruction"]
-        assert np.array_equal(instruction, nav.instructions()[nav.cell_of(*env._goal)])
+        assert np.array_equal(instruction, nav.instructions(kind)[nav.cell_of(*env._goal)])
         shown.add(instruction.tobytes())
-    seen = commands(demos["pointmaze-large-instruction"])
-    assert len(shown) == 4 and len(seen) == 29
+    seen = commands(demos[f"pointmaze-{kind}-instruction"])
+    assert len(shown) == 4 and len(seen) == commanded
     assert not shown & seen
-    assert abs(nav.instructions().std() - 1.0) < 0.05
-    assert np.allclose(nav.instructions()[2, 4, :3], FROZEN_INSTRUCTION, atol=1e-5)
+    assert abs(nav.instructions(kind).std() - 1.0) < 0.05
+
+
+def test_the_large_mazes_instructions_stay_as_they_are() -> None:
+    assert np.allclose(nav.instructions("large")[2, 4, :3], FROZEN_INSTRUCTION, atol=1e-5)
 
 
 FROZEN_INSTRUCTION = (-0.618237, 0.399996, 1.376777)
 
 
 def test_the_instructed_demonstrations_are_the_unseen_ones_with_another_context(demos: dict[str, Demos]) -> None:
-    plain, instructed = (demos[name] for name in HELD_OUT_TASKS)
+    plain, instructed = (demos[name] for name in LARGE_HELD_OUT)
     assert np.array_equal(plain.actions, instructed.actions) and np.array_equal(plain.ends, instructed.ends)
     cells = [nav.cell_of(*goal) for goal in plain.observations["goal"][plain.ends - 1].tolist()]
     rows = instructed.observations["instruction"][instructed.ends - 1]
-    assert np.array_equal(rows, [nav.instructions()[cell] for cell in cells])
+    assert np.array_equal(rows, [nav.instructions("large")[cell] for cell in cells])
 
 
 def test_one_command_per_episode_and_only_the_cut_ones_fail(demos: dict[str, Demos]) -> None:
