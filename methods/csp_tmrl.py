@@ -8,6 +8,7 @@ worth shows against two controls, σ drawn at random and σ held: `sigma`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import ndtr
@@ -25,6 +26,7 @@ pretrain = csp.pretrain
 class Config(csp.Pretraining):
     """csp's pretraining, and what the agent may choose."""
 
+    profiles: ClassVar[dict[str, dict[str, Any]]] = {"paper": csp.Pretraining.profiles["paper"] | {"start": 0.5}}
     sigma: str = option(
         "agent", "σ is chosen by the agent, drawn from U(0, sigma_bound) for every decision, or sigma_bound throughout",
         choices=("agent", "random", "constant"),
@@ -32,6 +34,10 @@ class Config(csp.Pretraining):
     sigma_bound: float = option(
         1.0, "largest σ", low=0.0, high=1.0,
         search={"space": "noise", "low": 0.1, "high": 1.0, "axis": "level"},
+    )  # fmt: skip
+    start: float | None = option(
+        None, "σ where the agent begins; auto: the one with the best Success@1 on the selection states",
+        low=0.0, high=1.0, search={"space": "schedule", "low": 0.0, "high": 1.0, "axis": "level"},
     )  # fmt: skip
     learn_eps: bool = option(
         True,
@@ -44,21 +50,27 @@ class Config(csp.Pretraining):
     )  # fmt: skip
 
 
+def chosen_sigma(config: Config, choice: FloatArray, progress: Progress) -> FloatArray:
+    """σ (B,) of the agent's choice (B,) in [-1, 1]: 0 at −1, `start` in the middle, `sigma_bound` at 1."""
+    start = min(progress.base_sigma if config.start is None else config.start, config.sigma_bound)
+    return np.asarray(np.interp(choice, (-1.0, 0.0, 1.0), (0.0, start, config.sigma_bound)), np.float32)
+
+
 def agent(config: Config, dims: Dims) -> Agent:
     """Groups z and, where they are the agent's, σ and ε, with target entropies −A, −1 and −C."""
     groups = [z_group(config, dims)]
     if config.sigma == "agent":
-        groups.append(Group("sigma", 1, 0.0, config.sigma_bound, -1.0))
+        groups.append(Group("sigma", 1, -1.0, 1.0, -1.0))
     if config.learn_eps:
         groups.append(Group("eps", dims.context, -config.eps_bound, config.eps_bound, -float(dims.context)))
 
     def inputs(action: Arrays, noise: Arrays, progress: Progress) -> PolicyInputs:
         eps = action["eps"] if config.learn_eps else noise["eps"]
-        return steer_z(action["z"], dims, config), sigma(action, noise), eps
+        return steer_z(action["z"], dims, config), sigma(action, noise, progress), eps
 
-    def sigma(action: Arrays, noise: Arrays) -> FloatArray:
+    def sigma(action: Arrays, noise: Arrays, progress: Progress) -> FloatArray:
         if config.sigma == "agent":
-            return action["sigma"][:, 0]
+            return chosen_sigma(config, action["sigma"][:, 0], progress)
         share = np.ones(len(action["z"]))
         if config.sigma == "random":  # the agent chose z, so the z drawn for it serves no other purpose
             share = ndtr(noise["z"].reshape(len(share), -1)[:, 0])
