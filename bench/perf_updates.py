@@ -3,7 +3,7 @@
 The published structure is that of TMRL's public agent code, written afresh: K critics as a Python list of modules with
 LayerNorm and Mish, an actor with Mish, one temperature per action group with an optimiser step of its own, Adam one
 parameter at a time, and the targets moved one parameter at a time. Widths, critics and activation are equal in a case.
-The limit is the bare matrix products of an update, of the same shapes and by the same kernels as ours.
+The limit is the bare matrix products of an update, of the same shapes, by torch.
 """
 
 from __future__ import annotations

@@ -10,16 +10,15 @@ else pays 0 (the idea is Hindsight Experience Replay's, arXiv 1707.01495, sectio
 which success is never seen, which a time limit does not end, drift upwards: to 3 on the arm's task, where success fell
 from 0.57 to 0.23; with it success rose.
 
-The gradients of the update are written out (bench.kernels): only those that are needed are computed.
+The update is compiled as a whole, with its gradients written out (bench.sac, bench.sac_kernel).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,12 +28,15 @@ from stable_baselines3 import SAC
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 
-from bench import kernels, nets, seeding
+from bench import nets, seeding
 from bench.config import option
 from bench.pretraining import load_optimiser, optimiser_tensors
 from bench.replay import Replay
 from bench.store import write_atomic
 from bench.types import FloatArray, Group, InputError
+
+if TYPE_CHECKING:
+    from bench.sac import Losses
 
 LOG_STD = -20.0, 2.0  # Stable-Baselines3's bounds of the actor's log deviation
 
@@ -88,21 +90,6 @@ class CriticEnsemble(nn.Module):
     def set_training_mode(self, mode: bool) -> None:
         self.train(mode)
 
-    def views(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Parameters (or tensors like them) of each member in turn: those of the first, then those of the second, …"""
-        return [t[k] for k in range(self.members) for t in tensors]
-
-    def mlps(self) -> list[kernels.MLP]:
-        """The members one by one: two-dimensional products are as fast as batched ones, or faster with oneDNN."""
-        layers: list[list[Tensor]] = []
-        for module in self.q:
-            if isinstance(module, nets.EnsembleLinear):
-                layers.append([module.weight.detach(), module.bias.detach()[:, 0]])
-            elif isinstance(module, nets.EnsembleNorm):
-                layers[-1] += [module.gain.detach()[:, 0], module.shift.detach()[:, 0]]
-        return [kernels.MLP([kernels.Layer(*(t[k] for t in own)) for own in layers], self.activation)
-                for k in range(self.members)]  # fmt: skip
-
 
 class EnginePolicy(SACPolicy):
     """Stable-Baselines3's SAC policy with the fused critics."""
@@ -115,26 +102,6 @@ class EnginePolicy(SACPolicy):
         features, actions = self.observation_space.shape, self.action_space.shape
         assert features is not None and actions is not None
         return CriticEnsemble(features[0], actions[0], self.engine)
-
-
-class Choice(NamedTuple):
-    """Actions of the actor with what its gradient needs, (B, D) each."""
-
-    action: Tensor  # tanh(mean + deviation · noise)
-    slope: Tensor  # 1 − action²
-    density: Tensor  # log-probability of each entry; where a group has a prior, the divergence from it
-    raw: Tensor  # log deviation before it is clamped
-    deviation: Tensor
-    mean: Tensor
-
-
-class Losses(NamedTuple):
-    """What an update leaves for the log."""
-
-    error: Tensor  # Q − target, (K, B)
-    temperatures: Tensor  # (G,)
-    log_prob: Tensor  # (B, G)
-    best: Tensor  # smallest Q of the chosen actions, (B,)
 
 
 class Engine(SAC):
@@ -152,7 +119,7 @@ class Engine(SAC):
             _init_setup_model=False,
             policy_kwargs={
                 "engine": config, "net_arch": {"pi": list(config.actor), "qf": list(config.critic)},
-                "activation_fn": nets.ACTIVATIONS[config.activation], "optimizer_kwargs": {"fused": True},
+                "activation_fn": nets.ACTIVATIONS[config.activation],
             },
         )  # fmt: skip
         self.config, self.groups, self.seed_root = config, groups, seed
@@ -165,16 +132,15 @@ class Engine(SAC):
         rounds = max(1, min(config.buffer, config.decisions + config.envs) // config.envs)
         self.replay = Replay(rounds * config.envs, features, size)
         self.group_of = torch.cat([torch.full((g.size,), i) for i, g in enumerate(groups)])
-        self.in_group = torch.eye(len(groups))[self.group_of]  # (D, G)
         self.target_entropies = torch.tensor([g.target_entropy for g in groups])
-        priors = torch.cat([torch.full((g.size,), g.prior or 0.0) for g in groups])
-        self.priors = priors if bool(priors.any()) else None  # (D,) deviations; 0 where entropy counts
-        if self.priors is not None:
-            self._begin_at(self.priors)
+        self.priors = torch.cat([torch.full((g.size,), g.prior or 0.0) for g in groups])  # (D,); 0: entropy counts
+        self._begin_at(self.priors)
         self.log_temperatures = torch.full((len(groups),), float(np.log(config.temperature)))
-        self.temperature_optimiser = torch.optim.Adam([self.log_temperatures], lr=config.learning_rate, fused=True)
+        self.temperature_optimiser = torch.optim.Adam([self.log_temperatures], lr=config.learning_rate)
         self.demonstrations: Replay | None = None
-        self._prepare()
+        from bench.sac import Update  # Numba takes half a second, and most commands build no engine
+
+        self._update = Update(self)
 
     @torch.no_grad()
     def _begin_at(self, priors: Tensor) -> None:
@@ -183,16 +149,6 @@ class Engine(SAC):
         for head, bias in ((self.actor.mu, torch.zeros_like(priors)), (self.actor.log_std, priors.log())):
             head.weight[kept], head.bias[kept] = 0.0, bias[kept]  # type: ignore[index, union-attr, operator]
 
-    def _prepare(self) -> None:
-        """Views of the weights, and optimisers that step on gradients handed to them."""
-        critic: CriticEnsemble = self.critic  # type: ignore[assignment]
-        target: CriticEnsemble = self.critic_target  # type: ignore[assignment]
-        self._critics, self._target_critics = critic.mlps(), target.mlps()
-        self._sources = [p.detach() for p in critic.parameters()]
-        self._targets = [p.detach() for p in target.parameters()]
-        self._critic_adam = kernels.Adam([critic.optimizer], critic.views)
-        self._actor_adam = kernels.Adam([self.actor.optimizer, self.temperature_optimiser])
-
     @property
     def updates(self) -> int:
         """Gradient steps so far."""
@@ -200,18 +156,17 @@ class Engine(SAC):
 
     def sample(self, features: FloatArray, draws: Sequence[np.random.Generator] = ()) -> FloatArray:
         """Actions (B, D) in [-1, 1] for features (B, F), row b drawn from generator b; the mode without generators."""
-        with torch.inference_mode():
-            mean, log_std = self._actor().forward(torch.from_numpy(features)).chunk(2, dim=1)
-            if draws:
-                rows = np.stack([rng.standard_normal(mean.shape[1], np.float32) for rng in draws])
-                mean = mean + log_std.clamp(*LOG_STD).exp() * torch.from_numpy(rows)
-            return torch.tanh(mean).numpy()
+        mean, log_std = self._update.act(features)
+        if draws:
+            rows = np.stack([rng.standard_normal(mean.shape[1], np.float32) for rng in draws])
+            mean = mean + np.exp(np.clip(log_std, *LOG_STD)) * rows
+        return np.tanh(mean)
 
     def explore(self, rows: int, rng: np.random.Generator) -> FloatArray:
         """Actions (rows, D) before learning: uniform, but from their prior in groups that have one."""
         size = self.replay.actions
         actions: FloatArray = rng.uniform(-1, 1, (rows, size)).astype(np.float32)
-        if self.priors is None:
+        if not self.priors.any():
             return actions
         drawn = np.tanh(self.priors.numpy() * rng.standard_normal((rows, size), np.float32))
         return np.where(self.priors.numpy() > 0, drawn, actions)
@@ -269,89 +224,7 @@ class Engine(SAC):
         the critics with y = r + γ (1 − end) (V − α · log π(a')) and V = min_k Q̄_k(s', a'), within [0, 1] if bounded,
         α · log π − min_k Q_k(s, ã) for the actor. For groups with a prior its divergence stands in place of log π.
         """
-        features, _, after, reward, terminated = self.replay.split(rows)
-        actor, tape = self._actor(), list[kernels.Saved]()
-        choice = self._choose(actor, torch.cat([features, after]), noise, tape)
-        size, temperatures = len(rows), self.log_temperatures.exp()
-        log_prob = choice.density @ self.in_group
-        following = torch.cat([after, choice.action[size:]], dim=1)
-        value = torch.cat([critic.forward(following) for critic in self._target_critics], dim=1).amin(1)
-        if self.config.bounded_value:
-            value = value.clamp(0.0 if self.priors is None else None, 1.0)  # a divergence is a cost: no lower bound
-        if self.config.entropy_in_target:
-            value -= log_prob[size:] @ temperatures
-        target = reward + (1 - terminated) * self.gamma * value[:, None]
-        error = self._critic_step(rows[:, : self.replay.features + self.replay.actions], target)
-        now = Choice(*(x[:size] for x in choice))
-        best, slope = self._value_slope(features, now.action)
-        outputs = self._actor_gradient(now, slope, temperatures, noise[:size])
-        tape = [_rows(saved, slice(size)) for saved in tape]
-        *gradients, weight, bias = actor.weight_gradients(outputs, tape)
-        half = self.replay.actions
-        heads = [weight[:half], bias[:half], weight[half:], bias[half:]]
-        self._actor_adam.step([*gradients, *heads, -(log_prob[:size] + self.target_entropies).mean(0)])
-        torch._foreach_lerp_(self._targets, self._sources, self.tau)
-        return Losses(error, temperatures, log_prob[:size], best)
-
-    def _actor(self) -> kernels.MLP:
-        """Mean and log deviation as one network (F,) → (2D,)."""
-        hidden = [m for m in self.actor.latent_pi if isinstance(m, nn.Linear)]
-        heads = [self.actor.mu, self.actor.log_std]
-        layers = [kernels.Layer(m.weight.detach().T, m.bias.detach()) for m in hidden]
-        weight, bias = (torch.cat([getattr(h, name).detach() for h in heads]) for name in ("weight", "bias"))
-        return kernels.MLP([*layers, kernels.Layer(weight.T, bias)], self.config.activation)
-
-    def _choose(self, actor: kernels.MLP, features: Tensor, noise: Tensor, tape: list[kernels.Saved]) -> Choice:
-        """Reparametrised actions for features (B, F) and noise (B, D)."""
-        mean, raw = actor.forward(features, tape).chunk(2, dim=1)
-        log_std = raw.clamp(*LOG_STD)
-        deviation = log_std.exp()
-        action = torch.addcmul(mean, deviation, noise).tanh_()
-        slope = 1 - action.square()
-        density = torch.addcmul(log_std, noise, noise, value=0.5).add_(0.5 * math.log(2 * math.pi)).neg_()
-        density.sub_((slope + 1e-6).log_())
-        if self.priors is not None:
-            density = torch.where(self.priors > 0, divergence(mean, log_std, self.priors), density)
-        return Choice(action, slope, density, raw, deviation, mean)
-
-    def _critic_step(self, inputs: Tensor, target: Tensor) -> Tensor:
-        """Move every critic's value of inputs (B, F + D) to the target (B, 1); returns the errors (K, B)."""
-        gradients, errors = list[Tensor](), list[Tensor]()
-        for critic in self._critics:
-            tape: list[kernels.Saved] = []
-            error = critic.forward(inputs, tape).sub_(target)
-            gradients += critic.weight_gradients(error / len(inputs), tape)
-            errors.append(error)
-        self._critic_adam.step(gradients)
-        return torch.cat(errors, dim=1).T
-
-    def _value_slope(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """The smallest value (B,) of (features, action), and the gradient of its mean by the action, (B, D)."""
-        inputs = torch.cat([features, action], dim=1)
-        tapes: list[list[kernels.Saved]] = [[] for _ in self._critics]
-        values = [critic.forward(inputs, tape) for critic, tape in zip(self._critics, tapes, strict=True)]
-        best, index = torch.cat(values, dim=1).min(1, keepdim=True)
-        slope = torch.empty_like(action)
-        for k, (critic, tape) in enumerate(zip(self._critics, tapes, strict=True)):
-            rows = (index[:, 0] == k).nonzero()[:, 0]  # each value is one critic's: the others have no gradient there
-            share = best.new_full((len(rows), 1), 1 / len(best))
-            slope[rows] = critic.input_gradient(share, [_rows(saved, rows) for saved in tape], self.replay.features)
-        return best[:, 0], slope
-
-    def _actor_gradient(self, now: Choice, slope: Tensor, temperatures: Tensor, noise: Tensor) -> Tensor:
-        """The loss's gradient by mean and log deviation, (B, 2D), from that of the mean value by the action, (B, D)."""
-        weight = temperatures[self.group_of] / len(noise)  # of each entry's log-probability in the loss
-        entropy = weight if self.priors is None else weight * (self.priors == 0)
-        by_action = torch.addcdiv(slope.neg(), 2 * entropy * now.action, now.slope + 1e-6)
-        by_mean = by_action * now.slope
-        by_log_std = torch.addcmul(-entropy, by_mean * now.deviation, noise)
-        if self.priors is not None:
-            scaled = torch.where(self.priors > 0, weight / self.priors.square(), 0.0)
-            by_mean += scaled * now.mean
-            by_log_std += scaled * now.deviation.square() - (weight - entropy)
-        low, high = LOG_STD
-        by_log_std *= (now.raw >= low) & (now.raw <= high)
-        return torch.cat([by_mean, by_log_std], dim=1)
+        return self._update(rows, noise)
 
     def get_state(self) -> dict[str, Tensor]:
         """Everything an exact continuation needs, as named tensors."""
@@ -369,8 +242,7 @@ class Engine(SAC):
         self.policy.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("policy.")})
         for name, optimiser in self._optimisers().items():
             load_optimiser(optimiser, dict(tensors), name)
-        self._critic_adam.bind()
-        self._actor_adam.bind()
+        self._update.bind()
         self.replay.filled = len(tensors["replay"])
         self.replay.rows[: self.replay.filled] = tensors["replay"]
         self.replay.place, self._n_updates = (int(x) for x in tensors["counters"])
@@ -384,16 +256,6 @@ class Engine(SAC):
         """Actor, critics and temperatures as safetensors."""
         tensors = {k: v for k, v in self.get_state().items() if k.startswith("policy.") or k == "log_temperatures"}
         save_tensors(path, tensors)
-
-
-def divergence(mean: Tensor, log_std: Tensor, prior: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_std)²) ‖ N(0, prior²)) of each entry, (B, D) and prior (D,), in nats."""
-    return prior.log() - log_std + ((2 * log_std).exp() + mean.square()) / (2 * prior.square()) - 0.5
-
-
-def _rows(saved: kernels.Saved, rows: slice | Tensor) -> kernels.Saved:
-    """Some rows of what a layer saved."""
-    return kernels.Saved(saved.inputs[rows], tuple(x[rows] for x in saved.active), tuple(x[rows] for x in saved.normed))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

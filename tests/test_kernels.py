@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import kernels, nets
+from bench import kernels, nets, sac_kernel
+from bench.sac import ACTIVATIONS
 
 SHAPES = [(4, 16, 8), (256, 256, 256), (128, 128, 128), (256, 69, 256)]  # small, and large enough for oneDNN
 
@@ -60,11 +61,31 @@ def test_product_is_the_same_bits_wherever_its_operands_lie(shape: tuple[int, in
     assert torch.allclose(first, x @ y + bias, atol=1e-4)
 
 
-def test_mish_equals_torch_far_from_zero_too() -> None:
-    x = torch.cat([torch.linspace(-100, 100, 4001), torch.linspace(-3, 3, 4001)]).requires_grad_(True)
-    expected = nn.functional.mish(x)
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activations_equal_torch_far_from_zero_too(kind: str) -> None:
+    x = torch.cat([torch.linspace(-100, 100, 4001), torch.linspace(-3, 3, 4000), torch.linspace(-1e-3, 1e-3, 100)])
+    x.requires_grad_(True)
+    expected = nets.ACTIVATIONS[kind]()(x)
     (slope,) = torch.autograd.grad(expected.sum(), x)
-    mish = kernels.ACTIVATIONS["mish"]
-    found, saved = mish.forward(x.detach().clone())
-    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
-    assert torch.allclose(mish.backward(torch.ones_like(found), *saved), slope, rtol=1e-5, atol=2e-5)
+    found, by = x.detach().clone()[None], torch.empty(1, len(x))
+    sac_kernel.activate(ACTIVATIONS[kind], found.numpy(), by.numpy(), 0)
+    assert torch.allclose(found[0], expected, rtol=1e-5, atol=1e-7)
+    assert torch.allclose(by[0], slope, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_what_is_no_number_stays_none(kind: str) -> None:
+    x = torch.full((1, 40), torch.nan)
+    sac_kernel.activate(ACTIVATIONS[kind], x.numpy(), torch.empty(1, 40).numpy(), 0)
+    assert bool(x.isnan().all())
+
+
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 5, 3), *SHAPES])
+def test_compiled_product_equals_torch(shape: tuple[int, int, int], turned: tuple[bool, bool]) -> None:
+    rows, inputs, outputs = shape
+    x, y = draw(rows, inputs), draw(inputs, outputs)
+    found = torch.full((rows, outputs), torch.nan)  # what was there does not matter
+    stored = [(m.T.contiguous() if t else m).numpy() for m, t in zip((x, y), turned, strict=True)]
+    sac_kernel.product(stored[0], turned[0], stored[1], turned[1], found.numpy())
+    assert torch.allclose(found, x @ y, atol=1e-4)
