@@ -167,6 +167,6 @@ class Update:
         x, net = np.array(features, np.float32, order="C"), self.actor_shape
         tape = np.empty((4, len(x) * hidden(net)), np.float32)
         outputs = np.empty((len(x), int(net.widths[-1])), np.float32)
-        sac_kernel.forward(net, self.actor.trained.values[0], tape, x, outputs)
+        sac_kernel.act(net, self.actor.trained.values[0], tape, x, outputs)
         mean, log_std = np.split(outputs, 2, axis=1)
         return mean, log_std

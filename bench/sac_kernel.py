@@ -1,4 +1,4 @@
-"""One update of SAC with its gradients written out, compiled as a whole (`update`); `forward` alone serves for acting.
+"""One update of SAC with its gradients written out, compiled as a whole (`update`); `act` serves in environments.
 
 Networks of a few small layers spend most of an update between the arithmetic: in autograd's graph, in the dispatch of
 operations, and in passes over memory that could be one. Sizes are arguments, so one compilation serves all settings.
@@ -119,12 +119,22 @@ llvmlite.binding.add_symbol("bench_sgemm", _sgemm())
 sgemm: Any = types.ExternalFunction("bench_sgemm", types.void(*[types.intp] * 13))  # every argument is an address
 
 
-def compiled(function: Function, freedom: frozenset[str] = frozenset()) -> Function:
-    """Sums are taken in the order that is written; infinities and NaN keep their meaning."""
+def compiled(function: Function, freedom: frozenset[str] = frozenset(), entry: bool = False) -> Function:
+    """Sums are taken in the order that is written; infinities and NaN keep their meaning.
+
+    All parts are put into what Python calls, and only that is cached: of a part that stood by itself there would be
+    several translations, and whether the caller was just compiled would decide which of them rounds the last bits.
+    """
     fastmath = {"contract", "nsz", "arcp", *freedom}
-    found: Any = njit(cache=True, error_model="numpy", nogil=True, fastmath=fastmath)(function)
+    options: dict[str, Any] = {"cache": True} if entry else {"forceinline": True}
+    found: Any = njit(error_model="numpy", nogil=True, fastmath=fastmath, **options)(function)
     mend([found])
     return found  # type: ignore[no-any-return]
+
+
+def entry(function: Function) -> Function:
+    """What Python calls."""
+    return compiled(function, entry=True)
 
 
 def reordered(function: Function) -> Function:
@@ -263,6 +273,12 @@ def forward(net: Shape, values: Array, tape: Array, x: Array, out: Array) -> Non
     for r in range(rows):
         for j in range(o):
             out[r, j] += bias[j]
+
+
+@entry
+def act(net: Shape, values: Array, tape: Array, x: Array, out: Array) -> None:
+    """`forward` for the agent in its environments."""
+    forward(net, values, tape, x, out)
 
 
 @reordered
@@ -507,7 +523,7 @@ def move_actor(actor: Shape, trained: Trained, temperature: Trained, groups: Gro
     adam(temperature, 0, work.by_temperature, settings)
 
 
-@compiled
+@entry
 def update(
     actor: Shape, critic: Shape, actor_trained: Trained, critic_trained: Trained, targets: Array, temperature: Trained,
     groups: Groups, settings: Settings, rows: Array, noise: Array, work: Work,
