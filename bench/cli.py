@@ -83,7 +83,7 @@ def parser() -> Parser:
     perf.add_argument("--methods", help="all, or ids separated by commas (default: the quick profile's)")
     perf.add_argument("--tasks", help="all, suites or suite/task, separated by commas (default: the quick profile's)")
     perf.add_argument(
-        "--quick", action="store_true", help="the first method and the first task of each suite, shorter turns"
+        "--quick", action="store_true", help="first method, first task and simulator of each suite, shorter turns"
     )
     perf.add_argument("--results", type=Path, default=Path(RESULTS), help=f"results folder (default: {RESULTS})")
     commands.add_parser("doctor", help="check versions and suites, and say how to mend them")

@@ -58,10 +58,11 @@ class Size:
     pretrain_steps: int
     scaling_decisions: int  # of each of the cells that 1 and 2 workers share
     scaling_tasks: int  # that this is measured on
+    simulators: int  # of each suite
 
 
-FULL = Size(7, 0.6, cell_seconds=6.0, pretrain_steps=1500, scaling_decisions=5000, scaling_tasks=100)
-QUICK = Size(3, 0.12, cell_seconds=2.0, pretrain_steps=300, scaling_decisions=400, scaling_tasks=1)
+FULL = Size(7, 0.6, cell_seconds=6.0, pretrain_steps=1500, scaling_decisions=5000, scaling_tasks=100, simulators=100)
+QUICK = Size(3, 0.12, cell_seconds=2.0, pretrain_steps=300, scaling_decisions=400, scaling_tasks=1, simulators=1)
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def sections(
     executed = {cell.task: cell.settings.policy.execute for cell in firsts}
     suites = list(dict.fromkeys(name.split("/")[0] for name in tasks))
     return {
-        "environments": lambda: environments(suites, size.turns, size.seconds, say),
+        "environments": lambda: environments(suites, size.simulators, size.turns, size.seconds, say),
         "side_by_side": lambda: side_by_side(tasks, ENVIRONMENTS, executed, size.turns, size.seconds, say),
         "updates": lambda: updates(size.turns, size.seconds, say),
         "cells": lambda: [cell_shares(store, cell, size, say) for cell in plan.cells],

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 
 import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv
@@ -20,12 +21,15 @@ from bench.types import BenchEnv, Task
 
 
 def environments(
-    suites: list[str], turns: int, seconds: float, say: Callable[[str], None]
-) -> dict[str, list[Rate]]:  # fmt: skip
-    """Per second of CPU time of one core: the simulator's own step first, then the suite's ways to the same."""
+    suites: list[str], simulators: int, turns: int, seconds: float, say: Callable[[str], None]
+) -> dict[str, list[Rate]]:
+    """Per second of CPU time of one core: the simulator's own step first, then the suite's ways to the same.
+
+    Of each suite the first `simulators`.
+    """
     found = {}
     for suite in suites:
-        for name, ways in getattr(registry.suites()[suite], "speeds", tuple)():
+        for name, ways in islice(getattr(registry.suites()[suite], "speeds", tuple)(), simulators):
             say(f"environment steps: {name}")
             found[name] = in_turns(ways, turns, seconds)
     return found

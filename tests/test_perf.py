@@ -16,7 +16,9 @@ from bench.store import Store
 from bench.timing import Clock, in_turns
 from bench.types import InputError
 
-TINY = perf.Size(turns=1, seconds=0.01, cell_seconds=0.2, pretrain_steps=12, scaling_decisions=160, scaling_tasks=1)
+TINY = perf.Size(
+    turns=1, seconds=0.01, cell_seconds=0.2, pretrain_steps=12, scaling_decisions=160, scaling_tasks=1, simulators=1
+)
 
 
 def quiet(text: str) -> None:
