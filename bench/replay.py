@@ -30,7 +30,3 @@ class Replay:
     def sample(self, size: int, draws: torch.Generator) -> Tensor:
         """Rows drawn with replacement, (size, row)."""
         return self.rows.index_select(0, torch.randint(self.filled, (size,), generator=draws))
-
-    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Rows (B, row) → features (B, F), actions (B, D), features after (B, F), reward (B, 1), terminated (B, 1)."""
-        return torch.split_with_sizes(rows, [self.features, self.actions, self.features, 1, 1], dim=1)

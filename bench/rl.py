@@ -38,7 +38,7 @@ from bench.types import FloatArray, Group, InputError
 if TYPE_CHECKING:
     from bench.sac import Losses
 
-LOG_STD = -20.0, 2.0  # Stable-Baselines3's bounds of the actor's log deviation
+LOG_STD = -20.0, 2.0  # Stable-Baselines3's bounds of the actor's log deviation, as in bench.sac_kernel
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class CriticEnsemble(nn.Module):
 
     def __init__(self, features: int, actions: int, config: RLConfig) -> None:
         super().__init__()
-        self.members, self.activation = config.critics, config.activation
+        self.members = config.critics
         self.q = nets.ensemble_mlp(
             config.critics, features + actions, config.critic, 1, config.activation, config.critic_norm
         )

@@ -164,9 +164,12 @@ class Update:
 
     def act(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean and log deviation (B, D) for features (B, F). May be called from several threads."""
-        x, net = np.array(features, np.float32, order="C"), self.actor_shape
-        tape = np.empty((4, len(x) * hidden(net)), np.float32)
-        outputs = np.empty((len(x), int(net.widths[-1])), np.float32)
+        net = self.actor_shape
+        x, tape, outputs = (  # by torch, which aligns to cache lines: a product's last bits may depend on it
+            torch.empty(size).numpy()
+            for size in (features.shape, (4, len(features) * hidden(net)), (len(features), int(net.widths[-1])))
+        )
+        x[:] = features
         sac_kernel.act(net, self.actor.trained.values[0], tape, x, outputs)
         mean, log_std = np.split(outputs, 2, axis=1)
         return mean, log_std

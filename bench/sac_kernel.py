@@ -34,7 +34,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 F, INT = np.float32, np.int32
 RELU, MISH, SILU, TANH = range(4)
 LOG2E, LN2_HIGH, LN2_LOW = F(np.log2(np.e)), F(0.693359375), F(np.log(2) - 0.693359375)
-LOWEST, HIGHEST = F(-80), F(20)  # beyond them every activation is its limit to the last bit
+LOWEST, HIGHEST = F(-80), F(20)  # beyond them every activation is its limit, to 1e-32 and to the last bit
 BIAS, EXPONENT = F(127), F(1 << 23)  # of a 32-bit float
 LOG_STD_LOW, LOG_STD_HIGH = F(-20), F(2)  # Stable-Baselines3's bounds of the actor's log deviation
 HALF_LOG_2PI = F(0.5 * np.log(2 * np.pi))

@@ -36,7 +36,7 @@ class Config(csp.Pretraining):
         search={"space": "noise", "low": 0.1, "high": 1.0, "axis": "level"},
     )  # fmt: skip
     start: float | None = option(
-        None, "σ where the agent begins; auto: the one with the best Success@1 on the selection states",
+        None, "σ where the agent begins, at most sigma_bound; auto: the best in Success@1 on the selection states",
         low=0.0, high=1.0, search={"space": "schedule", "low": 0.0, "high": 1.0, "axis": "level"},
     )  # fmt: skip
     learn_eps: bool = option(

@@ -60,6 +60,11 @@ def fill(model: rl.Engine, rounds: int = 60, seed: int = 0) -> None:
         model.remember(now, after, action, reward, done)
 
 
+def parts(replay: Replay, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rows (B, row) → features (B, F), actions (B, D), features after (B, F), reward (B, 1), terminated (B, 1)."""
+    return torch.split_with_sizes(rows, [replay.features, replay.actions, replay.features, 1, 1], dim=1)
+
+
 def reference(options: Mapping[str, Any]) -> SAC:
     """Stable-Baselines3's SAC with the settings of `engine(ACTIONS, **options)`."""
     net_arch = {"pi": list(options.get("actor", (16, 16))), "qf": list(options.get("critic", (16, 16)))}
@@ -300,7 +305,7 @@ def test_values_in_the_target_stay_within_what_success_can_pay(says: float, boun
         for name, weights in model.critic_target.named_parameters():
             weights.fill_(says if name.endswith("bias") and len(weights.flatten()) == 2 else 0.0)
     rows = model._batch(32, torch.Generator().manual_seed(0))
-    features, actions, _, reward, terminated = model.replay.split(rows)
+    features, actions, _, reward, terminated = parts(model.replay, rows)
     now = model.critic(features, actions)[:, :, 0].clone()  # type: ignore[attr-defined]
     targets = now - model.update(rows, torch.zeros((64, 3))).error
     value = float(np.clip(says, 0, 1)) if bounded else says
@@ -328,7 +333,7 @@ def test_demonstrations_fill_their_share_of_a_batch() -> None:
         model.learn_from_buffer(1)
     zeros = np.zeros((9, FEATURES), np.float32)
     model.add_demonstrations(zeros, zeros, np.zeros((9, 3), np.float32), np.full(9, 5.0, np.float32), np.ones(9, bool))
-    reward = model.replay.split(model._batch(32, torch.Generator().manual_seed(0)))[3]
+    reward = parts(model.replay, model._batch(32, torch.Generator().manual_seed(0)))[3]
     assert len(reward) == 32 and int((reward == 5).sum()) == 8
 
 
@@ -336,7 +341,7 @@ def test_replay_forgets_the_oldest() -> None:
     replay = Replay(6, 2, 1)
     for k in range(5):
         replay.add(*(np.full((2, n), k) for n in (2, 1, 2)), np.full(2, 10 + k), np.full(2, k % 2 == 1))
-    features, action, after, reward, terminated = replay.split(replay.rows)
+    features, action, after, reward, terminated = parts(replay, replay.rows)
     assert features[:, 0].tolist() == [3, 3, 4, 4, 2, 2] == action[:, 0].tolist() == after[:, 1].tolist()
     assert reward[:, 0].tolist() == [13, 13, 14, 14, 12, 12] and terminated[:, 0].tolist() == [1, 1, 0, 0, 0, 0]
     assert set(replay.sample(100, torch.Generator().manual_seed(0))[:, 0].tolist()) == {2, 3, 4}
