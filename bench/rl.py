@@ -38,8 +38,6 @@ from bench.types import FloatArray, Group, InputError
 if TYPE_CHECKING:
     from bench.sac import Losses
 
-LOG_STD = -20.0, 2.0  # Stable-Baselines3's bounds of the actor's log deviation, as in bench.sac_kernel
-
 
 @dataclass(frozen=True)
 class RLConfig:
@@ -156,10 +154,10 @@ class Engine(SAC):
 
     def sample(self, features: FloatArray, draws: Sequence[np.random.Generator] = ()) -> FloatArray:
         """Actions (B, D) in [-1, 1] for features (B, F), row b drawn from generator b; the mode without generators."""
-        mean, log_std = self._update.act(features)
+        mean, deviation = self._update.act(features)
         if draws:
             rows = np.stack([rng.standard_normal(mean.shape[1], np.float32) for rng in draws])
-            mean = mean + np.exp(np.clip(log_std, *LOG_STD)) * rows
+            mean = mean + deviation * rows
         return np.tanh(mean)
 
     def explore(self, rows: int, rng: np.random.Generator) -> FloatArray:

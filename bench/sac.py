@@ -163,7 +163,7 @@ class Update:
         return self.losses
 
     def act(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Mean and log deviation (B, D) for features (B, F). May be called from several threads."""
+        """Mean and deviation (B, D) for features (B, F). May be called from several threads."""
         net = self.actor_shape
         x, tape, outputs = (  # by torch, which aligns to cache lines: a product's last bits may depend on it
             torch.empty(size).numpy()
@@ -172,4 +172,4 @@ class Update:
         x[:] = features
         sac_kernel.act(net, self.actor.trained.values[0], tape, x, outputs)
         mean, log_std = np.split(outputs, 2, axis=1)
-        return mean, log_std
+        return mean, np.exp(np.clip(log_std, sac_kernel.LOG_STD_LOW, sac_kernel.LOG_STD_HIGH))

@@ -127,14 +127,14 @@ def compiled(function: Function, freedom: frozenset[str] = frozenset(), entry: b
     """
     fastmath = {"contract", "nsz", "arcp", *freedom}
     options: dict[str, Any] = {"cache": True} if entry else {"forceinline": True}
-    found: Any = njit(error_model="numpy", nogil=True, fastmath=fastmath, **options)(function)
-    mend([found])
-    return found  # type: ignore[no-any-return]
+    return njit(error_model="numpy", nogil=True, fastmath=fastmath, **options)(function)  # type: ignore[no-any-return]
 
 
 def entry(function: Function) -> Function:
     """What Python calls."""
-    return compiled(function, entry=True)
+    found = compiled(function, entry=True)
+    mend([found])
+    return found
 
 
 def reordered(function: Function) -> Function:

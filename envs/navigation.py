@@ -51,7 +51,8 @@ RADIUS = 1.0  # distance to the goal that counts as success
 
 HELD_OUT_COLUMNS = {"large": range(4, 8), "giant": range(6, 10)}
 # Of fine-tuning by instruction. In the large maze behaviour cloning, given an instruction it never saw, goes to some
-# other goal and on its way crosses none of these; in the giant maze they lie halfway on each way through the columns.
+# other goal and on its way crosses none of these; in the giant maze three lie halfway on the three ways through the
+# columns, and (3, 6) where a fourth way enters them.
 INSTRUCTED_GOALS: dict[str, tuple[Cell, ...]] = {
     "large": ((2, 4), (3, 4), (5, 6), (5, 7)),
     "giant": ((1, 8), (3, 6), (6, 8), (10, 7)),
@@ -138,9 +139,10 @@ VARIANTS = {
 
 def _task(name: str, horizon: int, demonstrations: str, finetuning: str, profiles: str, **more: Any) -> Task:
     variant = VARIANTS[f"navigation/{name}"]
-    own: dict[str, dict[str, Any]] = {"quick": {"rl.decisions": 15_000}}  # where the best methods level off
-    if variant.context == "goal":
-        own = {"paper": {"policy.context": "observation"}}  # TMRL's code noises the position too
+    own: dict[str, dict[str, Any]] = {
+        "goal": {"paper": {"policy.context": "observation"}},  # TMRL's code noises the position too
+        "instruction": {"quick": {"rl.decisions": 15_000}},  # where the best methods level off
+    }[variant.context]
     return Task(
         id=f"navigation/{name}",
         version=1,
@@ -175,11 +177,12 @@ tasks = (
         _task(
             f"pointmaze-{kind}-instruction",
             200,
-            f"instructions for goals outside the middle columns {columns[0]} to {columns[-1]}, which most ways cross",
+            f"instructions for goals outside the middle columns {min(HELD_OUT_COLUMNS[kind])} to "
+            f"{max(HELD_OUT_COLUMNS[kind])}, which most ways cross",
             f"four instructions never given before, for goals in cells {goals}, from 2 to 5 cells away",
             "quick standard paper" if kind == "large" else "standard paper",
         )
-        for (kind, columns), goals in zip(HELD_OUT_COLUMNS.items(), INSTRUCTED_GOALS.values(), strict=True)
+        for kind, goals in INSTRUCTED_GOALS.items()
     ),
     *(
         _task(
