@@ -5,6 +5,7 @@ Numba itself raises what the unpickler raises, at the first call, and again in e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,9 +28,14 @@ class ForgivingFile(IndexDataCacheFile):
             raise FileNotFoundError(name) from broken
 
 
-def mend(functions: Iterable[Any]) -> None:
-    """Let those of the functions that Numba caches survive files that cannot be read."""
+def mend(functions: Iterable[Any], parts: Iterable[str] = ()) -> None:
+    """Let those of the functions that Numba caches survive files that cannot be read.
+
+    Numba looks at a function's own file alone to see whether its code is stale: `parts` are further files of it.
+    """
+    stamps = tuple((stat.st_mtime_ns, stat.st_size) for stat in map(os.stat, parts))
     for function in functions:
         file = getattr(getattr(function, "_cache", None), "_cache_file", None)
         if isinstance(file, IndexDataCacheFile):
             file.__class__ = ForgivingFile
+            file._source_stamp = (file._source_stamp, stamps) if stamps else file._source_stamp

@@ -115,15 +115,26 @@ class ResidualMLP(VelocityNet):
     def __init__(self, dims: Dims, cond: int, config: PolicyConfig) -> None:
         super().__init__()
         size, width = dims.chunk * dims.action, config.width
-        self.embed_x = kernels.Linear(size, width)
-        self.embed_tau = kernels.Linear(16, width)
-        self.embed_cond = kernels.Linear(cond, width)
+        self.embed_x: nn.Linear = kernels.Linear(size, width)
+        self.embed_tau: nn.Linear = kernels.Linear(16, width)
+        self.embed_cond: nn.Linear = kernels.Linear(cond, width)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), kernels.Linear(width, width), nn.SiLU(), kernels.Linear(width, width))
             for _ in range(config.blocks)
         )
         self.head = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), kernels.Linear(width, size))
-        self.embed_sigma = zeroed(kernels.Linear(SIGMA_FEATURES, width, bias=False))
+        self.embed_sigma: nn.Linear = zeroed(kernels.Linear(SIGMA_FEATURES, width, bias=False))
+
+    @property
+    def first(self) -> list[nn.Linear]:
+        """The layers whose sum enters the first block."""
+        return [self.embed_x, self.embed_tau, self.embed_cond, self.embed_sigma]
+
+    @staticmethod
+    def inputs(x: Tensor, tau: Tensor, cond: Tensor, sigma: Tensor | None) -> Tensor:
+        """What those layers get, side by side: (B, H, A), (B,), (B, F), (B,) → (B, I). Without σ as with σ = 0."""
+        level = torch.zeros_like(tau) if sigma is None else sigma
+        return torch.cat([x.flatten(1), time_features(tau), cond, sigma_features(level)], dim=1)
 
     def forward(self, x: Tensor, drive: Tensor) -> Tensor:
         """x (B, H, A), time + condition (B, width) → velocity (B, H, A)."""

@@ -36,7 +36,6 @@ from bench.perf_environments import environments, side_by_side
 from bench.perf_updates import updates
 from bench.plan import Cell as PlannedCell
 from bench.plan import Plan, Request, make_plan
-from bench.policies import FlowPolicy
 from bench.stages import demos, finetune
 from bench.stages.common import Reporter
 from bench.store import LIBRARIES, Store, commit, versions, with_python, write_atomic, write_json
@@ -137,6 +136,8 @@ def watch(clock: Clock, cell: finetune.Cell, patches: ExitStack) -> None:
 
 def pretraining(store: Store, planned: PlannedCell, size: Size, say: Callable[[str], None]) -> Shares:
     """Gradient steps per second of plain cloning, and the shares of forward, backward, optimiser and the rest."""
+    from bench.flow import Descent  # Numba takes half a second, and most commands train nothing
+
     say(f"{planned.task}: pretraining")
     unit = next(u for u in planned.units if u.stage == "demos")
     task = registry.task(unit.spec["task"])
@@ -146,8 +147,7 @@ def pretraining(store: Store, planned: PlannedCell, size: Size, say: Callable[[s
     trainer = loop.Trainer(task, data, planned.settings.policy, config, 0, store.root / "timed" / unit.key)
     with ExitStack() as patches:
         for owner, method, label in (
-            (FlowPolicy, "loss", "forward"), (torch.Tensor, "backward", "backward"),
-            (torch.optim.AdamW, "step", "optimiser"), (loop, "release", "optimiser"),
+            (Descent, "forward", "forward"), (Descent, "backward", "backward"), (Descent, "step", "optimiser"),
         ):  # fmt: skip
             patches.enter_context(clock.watch(owner, method, label))
         clock.start()

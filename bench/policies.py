@@ -122,8 +122,8 @@ class FlowPolicy(BasePolicy):
     def takes_sigma(self) -> bool:
         return self.noise is not None
 
-    def encode(self, s: Tensor, c: Tensor, sigma: Tensor | None, eps: Tensor | None) -> Tensor:
-        """(B, S), (B, C), (B,), (B, C) → the network's condition (B, width), with the context noised."""
+    def noised(self, s: Tensor, c: Tensor, sigma: Tensor | None, eps: Tensor | None) -> Tensor:
+        """`conditions` with the context noised: (B, S), (B, C), (B,), (B, C) → (B, F)."""
         if self.noise is None or sigma is None or eps is None:
             context = self.c_features.normalise(c)
         elif self.noise.raw:
@@ -131,7 +131,11 @@ class FlowPolicy(BasePolicy):
         else:
             context = self.noise.corrupt(self.c_features.normalise(c), sigma, eps)
         parts = [self.s_features.expand(self.s_features.normalise(s)), self.c_features.expand(context)]
-        condition: Tensor = self.net.condition(torch.cat(parts, dim=1), sigma if self.takes_sigma else None)
+        return torch.cat(parts, dim=1)
+
+    def encode(self, s: Tensor, c: Tensor, sigma: Tensor | None, eps: Tensor | None) -> Tensor:
+        """(B, S), (B, C), (B,), (B, C) → the network's condition (B, width), with the context noised."""
+        condition: Tensor = self.net.condition(self.noised(s, c, sigma, eps), sigma if self.takes_sigma else None)
         return condition
 
     def loss(

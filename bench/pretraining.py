@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ CHECKPOINT_SECONDS = 10.0
 AHEAD = 16  # batches prepared at a time: after a gradient step the caches are cold, and one takes five times as long
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # for `FlowPolicy.loss`
+Move = Callable[[int], Tensor | float]  # takes one gradient step and returns the loss before it
 
 
 @dataclass(frozen=True)
@@ -115,20 +116,37 @@ class Trainer:
 
         Raises Stopped when asked to stop, after the checkpoint is written.
         """
+
+        def by_autograd(optimiser: torch.optim.Optimizer) -> Move:
+            parameters = optimiser.param_groups[0]["params"]
+
+            def move(step: int) -> Tensor:
+                value = loss(step)
+                release(parameters)
+                value.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                return value.detach()
+
+            return move
+
+        self._descend(name, module, by_autograd, steps, learning_rate)
+
+    def _descend(
+        self, name: str, module: nn.Module, mover: Callable[[torch.optim.Optimizer], Move], steps: int,
+        learning_rate: float,
+    ) -> None:  # fmt: skip
+        """`fit` with the steps that `mover` makes of an optimiser at hand."""
         optimiser = torch.optim.AdamW(
             module.parameters(), lr=learning_rate, betas=(self.config.beta1, 0.999),
             weight_decay=self.config.weight_decay, fused=True,
         )  # fmt: skip
-        parameters = optimiser.param_groups[0]["params"]
         path = self.folder / f"{name}.safetensors"
         start, spent = restore(path, module, optimiser) if path.exists() else (0, 0.0)
+        move = mover(optimiser)
         begun = saved = time.monotonic()
         for step in range(start, steps):
             optimiser.param_groups[0]["lr"] = learning_rate * self._rate(step, steps)
-            value = loss(step)
-            release(parameters)
-            value.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            value = move(step)
             stopping = step % 20 == 0 and self.stop()
             if stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 saved = time.monotonic()
@@ -136,7 +154,7 @@ class Trainer:
             if stopping:
                 raise Stopped
             if step % 100 == 0:
-                self.progress(step / steps, f"{name} loss {value.item():.3f}")
+                self.progress(step / steps, f"{name} loss {float(value):.3f}")
         seconds = spent + time.monotonic() - begun
         if start < steps:
             checkpoint(path, module, optimiser, steps, seconds)
@@ -165,29 +183,64 @@ class Trainer:
         actions = (self.a - policy.a_mean) / policy.a_std
         sizes = [self.dims.state, self.dims.context, self.dims.chunk]
 
-        def sample(step: int) -> Batch:
+        def draw(step: int) -> tuple[Tensor | None, ...]:
+            more = level = eps = None
             rows, z, tau = self.batch(step)
-            s, c, weight = torch.split_with_sizes(self.inputs.index_select(0, rows), sizes, dim=1)
-            chunk = actions.index_select(0, self.index.index_select(0, rows).view(-1)).view_as(z)
             if target_std is not None:
-                draw = torch.randn(chunk.shape, generator=self.generator("target", step)).to(self.device)
-                chunk = torch.addcmul(chunk, target_std.index_select(0, rows), draw)
-            level = eps = None
+                more = torch.randn(z.shape, generator=self.generator("target", step))
             if noise is not None and sigma is not None:
                 draws = self.generator("context", step)
-                level = sigma(draws, len(rows)).to(self.device)
-                eps = torch.randn((len(rows), self.dims.context), generator=draws).to(self.device)
+                level = sigma(draws, len(rows))
+                eps = torch.randn((len(rows), self.dims.context), generator=draws)
+            return rows, z, tau, more, level, eps
+
+        def prepare(first: int) -> Batch:
+            """The batches of AHEAD steps, one after the other."""
+            drawn = zip(*(draw(step) for step in range(first, first + AHEAD)), strict=True)
+            rows, z, tau, more, level, eps = (
+                None if column[0] is None else torch.cat(column).to(self.device) for column in drawn  # type: ignore[arg-type]
+            )  # fmt: skip
+            assert rows is not None and z is not None and tau is not None
+            s, c, weight = torch.split_with_sizes(self.inputs.index_select(0, rows), sizes, dim=1)
+            chunk = actions.index_select(0, self.index.index_select(0, rows).view(-1)).view_as(z)
+            if target_std is not None and more is not None:
+                chunk = torch.addcmul(chunk, target_std.index_select(0, rows), more)
             return s, c, chunk, weight, z, tau, level, eps
 
-        ready: dict[int, Batch] = {}
-
-        def loss(step: int) -> Tensor:
-            if step not in ready:
-                ready.update((k, sample(k)) for k in range(step, step + AHEAD))
-            return policy.loss(*ready.pop(step))
-
-        self.fit("flow", policy, loss, self.config.steps, self.config.learning_rate)
+        compiled = self.device.type == "cpu" and isinstance(policy.net, nets.ResidualMLP)
+        (self._compiled_flow if compiled else self._traced_flow)(policy, prepare)
         return policy.eval()
+
+    def _traced_flow(self, policy: policies.FlowPolicy, prepare: Callable[[int], Batch]) -> None:
+        """Train by autograd on the batches that `prepare` makes for AHEAD steps."""
+        batch = self._cut(prepare)
+        self.fit("flow", policy, lambda step: policy.loss(*batch(step)), self.config.steps, self.config.learning_rate)
+
+    def _compiled_flow(self, policy: policies.FlowPolicy, prepare: Callable[[int], Batch]) -> None:
+        """The same by compiled code."""
+        from bench import flow  # Numba takes half a second, and most commands train nothing
+
+        batch = self._cut(lambda first: flow.samples(policy, *prepare(first)))
+
+        def mover(optimiser: torch.optim.Optimizer) -> Move:
+            descent = flow.Descent(policy, optimiser, self.config.batch)
+            return lambda step: descent(flow.Samples(*batch(step)))
+
+        self._descend("flow", policy, mover, self.config.steps, self.config.learning_rate)
+        flow.release(policy)
+
+    def _cut(self, prepare: Callable[[int], Sequence[Tensor | None]]) -> Callable[[int], tuple[Any, ...]]:
+        """The batch of a step out of what `prepare(first)` makes for AHEAD steps."""
+        ready: dict[int, tuple[Tensor | None, ...]] = {}
+
+        def batch(step: int) -> tuple[Tensor | None, ...]:
+            if step not in ready:
+                first = step - step % AHEAD  # the same after every resumption
+                cut = [[None] * AHEAD if x is None else torch.split(x, self.config.batch) for x in prepare(first)]
+                ready.update((first + k, parts) for k, parts in enumerate(zip(*cut, strict=True)))
+            return ready.pop(step)
+
+        return batch
 
     def no_policy(self) -> policies.ActionPolicy:
         """For a method without a base policy: its z is the chunk of environment actions."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from bench import sac_kernel
-from bench.sac_kernel import Array, Groups, Settings, Shape, Trained, Work
+from bench.compiled import MISH, RELU, SILU, TANH, Array
+from bench.flat import Flat, adam
+from bench.sac_kernel import Groups, Settings, Shape, Work
 from bench.types import FloatArray
 
 if TYPE_CHECKING:
     from bench.rl import Engine
 
-ACTIVATIONS = {
-    "relu": sac_kernel.RELU, "mish": sac_kernel.MISH, "silu": sac_kernel.SILU, "tanh": sac_kernel.TANH,
-}  # fmt: skip
+ACTIVATIONS = {"relu": RELU, "mish": MISH, "silu": SILU, "tanh": TANH}
 ALIGNED = 16  # numbers to a cache line, where every layer begins
 
 
@@ -71,33 +71,6 @@ def actor(net: Shape, numbers: Tensor) -> list[Tensor]:
     return [x for layer in (*others, *heads) for x in layer]
 
 
-class Flat:
-    """K networks' parameters and Adam's moments of them in one buffer each; the owners' tensors become views."""
-
-    def __init__(
-        self, members: int, size: int, views: Callable[[Tensor], list[Tensor]], parameters: Iterable[Tensor],
-        optimiser: torch.optim.Optimizer | None = None,
-    ) -> None:  # fmt: skip
-        self.values, self.moments = torch.zeros(members, size), torch.zeros(2, members, size)
-        self.steps = torch.zeros(1)
-        self.trained = Trained(self.values.numpy(), self.moments.numpy(), self.steps.numpy())
-        self.views, self.parameters, self.optimiser = views, list(parameters), optimiser
-        for parameter, view in zip(self.parameters, views(self.values), strict=True):
-            parameter.data = view.copy_(parameter.detach())
-        self.bind()
-
-    def bind(self) -> None:
-        """Take over the optimiser's state after it was replaced; create what is missing."""
-        if self.optimiser is None:
-            return
-        for parameter, *moments in zip(self.parameters, *map(self.views, self.moments), strict=True):
-            state: dict[str, Tensor] = self.optimiser.state[parameter]
-            for name, view in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
-                state[name] = view.copy_(state[name]) if name in state else view.zero_()
-            self.steps.fill_(float(state.get("step", 0.0)))
-            state["step"] = self.steps[0]
-
-
 class Update:
     """The compiled update of an engine; owns its parameters' memory from then on."""
 
@@ -114,13 +87,13 @@ class Update:
         self.temperatures = Flat(1, len(engine.groups), list, [engine.log_temperatures], engine.temperature_optimiser)
         tensors = (engine.group_of, engine.priors, engine.target_entropies)
         self.groups = Groups(*(x.numpy() for x in tensors))
-        adam, inf = optimiser.param_groups[0], float("inf")
+        inf = float("inf")
         low = -inf if engine.priors.any() else 0.0  # a divergence is a cost: no lower bound
         low, high = (low, 1.0) if config.bounded_value else (-inf, inf)
         self.settings = Settings(
             discount=config.discount, polyak=config.polyak, low=low, high=high,
-            entropy_in_target=config.entropy_in_target, rate=adam["lr"], beta1=adam["betas"][0],
-            beta2=adam["betas"][1], epsilon=adam["eps"],
+            entropy_in_target=config.entropy_in_target,
+            adam=adam(optimiser),
         )  # fmt: skip
         self._resize(config.batch)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import kernels, nets, sac_kernel
+from bench import compiled, kernels, nets
 from bench.sac import ACTIVATIONS
 
 SHAPES = [(4, 16, 8), (256, 256, 256), (128, 128, 128), (256, 69, 256)]  # small, and large enough for oneDNN
@@ -68,7 +68,7 @@ def test_activations_equal_torch_far_from_zero_too(kind: str) -> None:
     expected = nets.ACTIVATIONS[kind]()(x)
     (slope,) = torch.autograd.grad(expected.sum(), x)
     found, by = x.detach().clone()[None], torch.empty(1, len(x))
-    sac_kernel.activate(ACTIVATIONS[kind], found.numpy(), by.numpy(), 0)
+    compiled.activate(ACTIVATIONS[kind], found.numpy(), by.numpy(), 0)
     assert torch.allclose(found[0], expected, rtol=1e-5, atol=1e-7)
     assert torch.allclose(by[0], slope, rtol=1e-5, atol=2e-5)
 
@@ -76,7 +76,7 @@ def test_activations_equal_torch_far_from_zero_too(kind: str) -> None:
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_what_is_no_number_stays_none(kind: str) -> None:
     x = torch.full((1, 40), torch.nan)
-    sac_kernel.activate(ACTIVATIONS[kind], x.numpy(), torch.empty(1, 40).numpy(), 0)
+    compiled.activate(ACTIVATIONS[kind], x.numpy(), torch.empty(1, 40).numpy(), 0)
     assert bool(x.isnan().all())
 
 
@@ -87,5 +87,5 @@ def test_compiled_product_equals_torch(shape: tuple[int, int, int], turned: tupl
     x, y = draw(rows, inputs), draw(inputs, outputs)
     found = torch.full((rows, outputs), torch.nan)  # what was there does not matter
     stored = [(m.T.contiguous() if t else m).numpy() for m, t in zip((x, y), turned, strict=True)]
-    sac_kernel.product(stored[0], turned[0], stored[1], turned[1], found.numpy())
+    compiled.product(stored[0], turned[0], stored[1], turned[1], found.numpy())
     assert torch.allclose(found, x @ y, atol=1e-4)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -188,35 +184,6 @@ def test_parameters_stay_views_of_what_the_update_moves() -> None:
                 assert bool((x == -1).all()), i
                 x.fill_(i)
         assert int((flat.values >= 0).sum()) == sum(p.numel() for p in owner.parameters())
-
-
-LEARNED = """
-import hashlib, torch
-import test_rl
-torch.set_num_threads(1)
-model = test_rl.engine(2, 1, critics=3, critic_norm=True, activation="mish", actor=(128, 128), critic=(128, 128))
-test_rl.fill(model)
-model.learn_from_buffer(20)
-state = b"".join(v.numpy().tobytes() for k, v in sorted(model.get_state().items()) if k.startswith("policy."))
-print(hashlib.sha256(state + model.sample(model.replay.rows[:8, : test_rl.FEATURES].numpy()).tobytes()).hexdigest())
-"""
-
-
-def test_code_just_compiled_gives_the_bits_of_code_from_the_cache(tmp_path: Path) -> None:
-    """Or the first run in a fresh clone could not be repeated, and a resumed one would not be the unbroken one."""
-
-    paths = (str(Path(__file__).parents[1]), str(Path(__file__).parent))
-
-    def learned() -> str:
-        variables = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(paths)}
-        done = subprocess.run([sys.executable, "-c", LEARNED], env=variables, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    compiled = learned()
-    files = list(tmp_path.rglob("*.nbc"))
-    assert files and learned() == compiled
-    assert set(tmp_path.rglob("*.nbc")) == set(files)
 
 
 def test_update_moves_weights_beyond_the_tolerance_of_that_comparison() -> None:

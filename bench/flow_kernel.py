@@ -1,0 +1,187 @@
+"""The flow's residual MLP with its gradients written out: `forward`, `backward` and AdamW's step, compiled.
+
+What τ, the condition and σ say is added to what x says before the first block, so the four first layers are one product
+of all inputs side by side with all their weights. Between two products one pass over each row does the rest.
+
+With N blocks of width W, the numbers of a network are, one after the other: the first weights (I, W) and, of the layers
+that have them, biases (W,); for each block gains and shifts of its norm, (W,) each, weights (W, W) and biases (W,),
+twice; gains and shifts of the last norm, weights (W, O) and biases (O,). Matrices lie in memory by rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from bench.compiled import (
+    SILU,
+    Adam,
+    Array,
+    F,
+    Trained,
+    activate,
+    adam,
+    compiled,
+    entry,
+    normalise,
+    part,
+    product,
+    reordered,
+    through_norm,
+)  # fmt: skip
+
+
+class Sizes(NamedTuple):
+    """Of a network."""
+
+    inputs: int
+    width: int
+    blocks: int
+    outputs: int
+    biases: int  # vectors that are added to the first product
+
+
+class Tape(NamedTuple):
+    """What the way back needs of B rows, stage by stage: N blocks, then the head."""
+
+    stream: Array  # (B, W) what the blocks add up to
+    normed: Array  # (N + 1, B, W)
+    inverse: Array  # (N + 1, B) 1 / deviation
+    into: Array  # (N + 1, B, W) of a block's first product; of the head's: its activation
+    active: Array  # (N, B, W) activations of the blocks
+    slope: Array  # (N + 1, B, W) of the activations
+    added: Array  # (B, W) by the last product to the stream
+    bias: Array  # (W,) sum of the first ones
+
+
+class Way(NamedTuple):
+    """Buffers of the way back."""
+
+    stream: Array  # (B, W) the gradient by the stream
+    inner: Array  # (2, B, W) inside a block
+    outputs: Array  # (B, O) by the outputs
+    gradient: Array  # (P,) by the numbers
+
+
+@compiled
+def block(net: Sizes, n: int) -> int:
+    """Where block n's numbers begin; n = N: the head's."""
+    return (net.inputs + net.biases) * net.width + n * (2 * net.width + 2 * (net.width + 1) * net.width)
+
+
+@entry
+def forward(net: Sizes, values: Array, x: Array, tape: Tape, out: Array) -> None:
+    """x (B, I) → out (B, O) by the network of values (P,), and the tape."""
+    w, rows, bias = net.width, len(x), tape.bias
+    product(x, False, part(values, 0, net.inputs, w), False, tape.added)
+    bias[:] = F(0)
+    for k in range(net.biases):
+        for j in range(w):
+            bias[j] += values[(net.inputs + k) * w + j]
+    tape.stream[:] = F(0)
+    for n in range(net.blocks + 1):
+        start = block(net, n)
+        gain, shift, into, last = values[start:], values[start + w :], tape.into[n], n == net.blocks
+        for r in range(rows):
+            for j in range(w):
+                tape.stream[r, j] += tape.added[r, j] + bias[j]
+            normalise(tape.stream, r, gain, shift, tape.normed[n], tape.inverse[n], into)
+            if last:
+                activate(SILU, into, tape.slope[n], r)
+        start += 2 * w
+        if last:
+            break
+        active = tape.active[n]
+        product(into, False, part(values, start, w, w), False, active)
+        start += w * w
+        for r in range(rows):
+            for j in range(w):
+                active[r, j] += values[start + j]
+            activate(SILU, active, tape.slope[n], r)
+        product(active, False, part(values, start + w, w, w), False, tape.added)
+        for j in range(w):
+            bias[j] = values[start + w + w * w + j]
+    product(tape.into[net.blocks], False, part(values, start, w, net.outputs), False, out)
+    start += w * net.outputs
+    for r in range(rows):
+        for j in range(net.outputs):
+            out[r, j] += values[start + j]
+
+
+@reordered
+def column_sums(x: Array, out: Array) -> None:
+    """x (B, W) → the first W entries of out."""
+    for j in range(x.shape[1]):
+        out[j] = F(0)
+    for r in range(len(x)):
+        for j in range(x.shape[1]):
+            out[j] += x[r, j]
+
+
+@reordered
+def error(target: Array, weight: Array, out: Array) -> Any:
+    """Mean square of out − target (B, H · A) with weights (B, H); out (B, H · A) becomes the gradient by it."""
+    rows, steps = weight.shape
+    size = out.shape[1] // steps
+    total = loss = F(0)
+    for r in range(rows):
+        for h in range(steps):
+            total += weight[r, h]
+    share = F(1) / (total * F(size))
+    for r in range(rows):
+        for h in range(steps):
+            each = weight[r, h] * share
+            for j in range(h * size, (h + 1) * size):
+                d = out[r, j] - target[r, j]
+                loss += each * d * d
+                out[r, j] = F(2) * each * d
+    return loss
+
+
+@entry
+def backward(net: Sizes, values: Array, x: Array, target: Array, weight: Array, tape: Tape, way: Way) -> Any:
+    """The flow's loss on what `forward` left in way.outputs, and in way.gradient its gradient.
+
+    x (B, I), target (B, H · A), weight (B, H). Returns the mean square of outputs − target over weighted steps.
+    """
+    w, gradient, grad, inner = net.width, way.gradient, way.stream, way.inner
+    loss = error(target, weight, way.outputs)
+    start = block(net, net.blocks)
+    gradient[start : start + 2 * w] = F(0)
+    weights = start + 2 * w
+    column_sums(way.outputs, gradient[weights + w * net.outputs :])
+    product(tape.into[net.blocks], True, way.outputs, False, part(gradient, weights, w, net.outputs))
+    product(way.outputs, False, part(values, weights, w, net.outputs), True, grad)
+    for r in range(len(x)):
+        for j in range(w):
+            grad[r, j] *= tape.slope[net.blocks, r, j]
+        through_norm(grad, r, tape.normed[net.blocks], r, tape.inverse[net.blocks], values[start:], gradient[start:],
+                     gradient[start + w :])  # fmt: skip
+    for n in range(net.blocks - 1, -1, -1):
+        start = block(net, n)
+        gradient[start : start + 2 * w] = F(0)
+        first, second = start + 2 * w, start + 3 * w + w * w
+        column_sums(grad, gradient[second + w * w :])
+        product(tape.active[n], True, grad, False, part(gradient, second, w, w))
+        product(grad, False, part(values, second, w, w), True, inner[0])
+        for r in range(len(x)):
+            for j in range(w):
+                inner[0, r, j] *= tape.slope[n, r, j]
+        column_sums(inner[0], gradient[first + w * w :])
+        product(tape.into[n], True, inner[0], False, part(gradient, first, w, w))
+        product(inner[0], False, part(values, first, w, w), True, inner[1])
+        for r in range(len(x)):
+            through_norm(inner[1], r, tape.normed[n], r, tape.inverse[n], values[start:], gradient[start:],
+                         gradient[start + w :])  # fmt: skip
+            for j in range(w):
+                grad[r, j] += inner[1, r, j]
+    for k in range(net.biases):
+        column_sums(grad, gradient[(net.inputs + k) * w :])
+    product(x, True, grad, False, part(gradient, 0, net.inputs, w))
+    return loss
+
+
+@entry
+def descend(net: Trained, gradient: Array, settings: Adam) -> None:
+    """AdamW's step of the one network along its gradient (P,)."""
+    net.steps[0] += F(1)
+    adam(net, 0, gradient, settings)

@@ -1,0 +1,63 @@
+"""Pretraining by compiled code against autograd."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from test_methods import FAST_POSTERIOR, SMALL, toy_demos, train
+
+from bench import nets
+from bench.policies import FlowPolicy
+from bench.pretraining import PretrainConfig, Trainer
+from bench.types import Stopped
+from methods import bc, csp, posterior_bc
+
+OPTIONS = {posterior_bc: FAST_POSTERIOR}
+WIDE = dataclasses.replace(SMALL, blocks=3, width=40, fourier=2)
+
+
+def weights(policy: FlowPolicy) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in policy.net.state_dict().items()}
+
+
+@pytest.mark.parametrize("method", [bc, csp, posterior_bc])
+@pytest.mark.parametrize("net, batch", [(SMALL, 33), (WIDE, 32)])
+def test_compiled_steps_equal_autograd(
+    method: ModuleType, net: nets.PolicyConfig, batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With decay and noise that a wrong sign, order or scale would show."""
+    budget = PretrainConfig(steps=12, batch=batch, weight_decay=0.3, learning_rate=3e-3)
+    options = OPTIONS.get(method, {})
+    found = weights(train(method, tmp_path / "compiled", net, budget, **options))
+    start = weights(train(method, tmp_path / "start", net, dataclasses.replace(budget, learning_rate=0.0), **options))
+    monkeypatch.setattr(Trainer, "_compiled_flow", Trainer._traced_flow)
+    for name, expected in weights(train(method, tmp_path / "traced", net, budget, **options)).items():
+        assert torch.allclose(found[name], expected, rtol=1e-3, atol=1e-4), name
+        told = method is csp or "embed_sigma" not in name
+        assert told != torch.allclose(start[name], expected, rtol=1e-3, atol=1e-4), name
+
+
+def test_stopped_among_prepared_batches_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    task, demos = toy_demos()
+    stops = iter([False, True])  # asked at steps 0 and 20
+
+    def trained(folder: Path, **options: object) -> dict[str, torch.Tensor]:
+        trainer = Trainer(task, demos, SMALL, PretrainConfig(steps=40, batch=32), 3, folder, **options)  # type: ignore[arg-type]
+        return weights(csp.pretrain(demos, csp.Config(), trainer))
+
+    unbroken = trained(tmp_path / "a")
+    with pytest.raises(Stopped):
+        trained(tmp_path / "b", stop=lambda: next(stops))
+    for name, value in trained(tmp_path / "b").items():
+        assert torch.equal(value, unbroken[name]), name
+
+
+def test_a_trained_policy_owns_its_memory(tmp_path: Path) -> None:
+    policy = train(bc, tmp_path)
+    parameters = list(policy.parameters())
+    assert all(p.is_contiguous() for p in parameters)
+    assert len({p.untyped_storage().data_ptr() for p in parameters}) == len(parameters)
