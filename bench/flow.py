@@ -1,4 +1,4 @@
-"""The parameters and buffers that `bench.flow_kernel` works on, as views of a flow's residual MLP."""
+"""A flow's residual MLP run and trained by compiled code: the memory that `bench.flow_kernel` works on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from bench import flow_kernel
-from bench.compiled import Array
 from bench.flat import Flat, adam
 from bench.flow_kernel import Sizes, Tape, Way
-from bench.nets import ResidualMLP
+from bench.nets import ResidualMLP, time_features
 from bench.policies import FlowPolicy
+
+ROWS = 128  # that are integrated together, as their tape fits into a core's cache
 
 
 class Samples(NamedTuple):
@@ -51,6 +52,52 @@ def views(net: ResidualMLP, numbers: Tensor) -> list[Tensor]:
     return found
 
 
+def sizes(net: ResidualMLP) -> Sizes:
+    """As `bench.flow_kernel` gets them."""
+    biases = sum(layer.bias is not None for layer in net.first)
+    inputs = sum(layer.in_features for layer in net.first)
+    return Sizes(inputs, net.embed_x.out_features, len(net.blocks), net.embed_x.in_features, biases)
+
+
+def tape(stages: int, rows: int, width: int) -> Tape:
+    """Memory for a tape; torch's, which is aligned to cache lines: a product's last bits may depend on it."""
+    flat, each = torch.empty((4 * stages + 2) * rows + 1, width).numpy(), stages * rows
+    inverse = torch.empty(stages, rows).numpy()
+    normed, into, active, slope = flat[: 4 * each].reshape(4, stages, rows, width)
+    stream, added = flat[4 * each : -1].reshape(2, rows, width)
+    return Tape(stream, normed, inverse, into, active, slope, added, flat[-1])
+
+
+class Integration:
+    """Euler's steps from noise to chunk, with a copy of a network's weights as they are now."""
+
+    def __init__(self, net: ResidualMLP, steps: int) -> None:
+        self.sizes, self.owned = sizes(net), parameters(net)
+        numbers = torch.empty(1, sum(p.numel() for p in self.owned))
+        for parameter, view in zip(self.owned, views(net, numbers), strict=True):
+            view.copy_(parameter)
+        self.values, self.stamp = numbers[0].numpy(), self._stamp()
+        self.times = time_features(torch.arange(1, steps + 1) / steps).numpy()
+
+    def __call__(self, x: Tensor, cond: Tensor, sigma: Tensor | None) -> Tensor:
+        """x (B, H, A) at τ = 1, condition (B, F), σ (B,) or None → x at τ = 0. May be called from several threads."""
+        inputs = ResidualMLP.inputs(x, torch.zeros(len(x)), cond, sigma)
+        found = x.flatten(1).clone()
+        for rows, into in zip(torch.split(found, ROWS), torch.split(inputs, ROWS), strict=True):
+            flow_kernel.integrate(
+                self.sizes, self.values, self.times, into.numpy(), rows.numpy(),
+                tape(1, len(rows), self.sizes.width), torch.empty(rows.shape).numpy(),
+            )  # fmt: skip
+        return found.view_as(x)
+
+    def current(self) -> bool:
+        """Whether the network's weights are still those."""
+        return self.stamp == self._stamp()
+
+    def _stamp(self) -> list[tuple[int, int]]:
+        return [(p.data_ptr(), p._version) for p in self.owned]
+
+
 class Descent:
     """Gradient steps of a flow; owns the memory of its parameters until `release`."""
 
@@ -58,23 +105,15 @@ class Descent:
         """`batch`: samples in every step."""
         net = policy.net
         assert isinstance(net, ResidualMLP)
-        owned, first = parameters(net), net.first
+        owned = parameters(net)
         size = sum(p.numel() for p in owned)
         self.flat = Flat(1, size, lambda numbers: views(net, numbers), owned, optimiser)
         self.optimiser = optimiser
-        width, outputs, blocks = net.embed_x.out_features, net.embed_x.in_features, len(net.blocks)
-        biases = sum(layer.bias is not None for layer in first)
-        self.sizes = Sizes(sum(layer.in_features for layer in first), width, blocks, outputs, biases)
-
-        def zeros(*shape: int) -> Array:
-            return torch.zeros(shape).numpy()  # torch aligns to cache lines
-
-        stages, rows = blocks + 1, (batch, width)
-        self.tape = Tape(
-            stream=zeros(*rows), normed=zeros(stages, *rows), inverse=zeros(stages, batch), into=zeros(stages, *rows),
-            active=zeros(blocks, *rows), slope=zeros(stages, *rows), added=zeros(*rows), bias=zeros(width),
-        )  # fmt: skip
-        self.way = Way(zeros(*rows), zeros(2, *rows), zeros(batch, outputs), zeros(size))
+        self.sizes = sizes(net)
+        _, width, blocks, outputs, _ = self.sizes
+        self.tape = tape(blocks + 1, batch, width)
+        shapes = (batch, width), (2, batch, width), (batch, outputs), (size,)
+        self.way = Way(*(torch.empty(shape).numpy() for shape in shapes))
 
     def __call__(self, samples: Samples) -> float:
         """One step on a batch; returns the loss before it."""

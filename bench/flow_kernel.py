@@ -1,4 +1,4 @@
-"""The flow's residual MLP with its gradients written out: `forward`, `backward` and AdamW's step, compiled.
+"""The flow's residual MLP, compiled: `integrate` for acting; `forward`, `backward` and AdamW's step for pretraining.
 
 What τ, the condition and σ say is added to what x says before the first block, so the four first layers are one product
 of all inputs side by side with all their weights. Between two products one pass over each row does the rest.
@@ -41,14 +41,14 @@ class Sizes(NamedTuple):
 
 
 class Tape(NamedTuple):
-    """What the way back needs of B rows, stage by stage: N blocks, then the head."""
+    """What the way back needs of B rows, S stages: N blocks and the head; 1 where there is no way back."""
 
     stream: Array  # (B, W) what the blocks add up to
-    normed: Array  # (N + 1, B, W)
-    inverse: Array  # (N + 1, B) 1 / deviation
-    into: Array  # (N + 1, B, W) of a block's first product; of the head's: its activation
-    active: Array  # (N, B, W) activations of the blocks
-    slope: Array  # (N + 1, B, W) of the activations
+    normed: Array  # (S, B, W)
+    inverse: Array  # (S, B) 1 / deviation
+    into: Array  # (S, B, W) of a block's first product; of the head's: its activation
+    active: Array  # (S, B, W) activations of the blocks
+    slope: Array  # (S, B, W) of the activations
     added: Array  # (B, W) by the last product to the stream
     bias: Array  # (W,) sum of the first ones
 
@@ -68,8 +68,8 @@ def block(net: Sizes, n: int) -> int:
     return (net.inputs + net.biases) * net.width + n * (2 * net.width + 2 * (net.width + 1) * net.width)
 
 
-@entry
-def forward(net: Sizes, values: Array, x: Array, tape: Tape, out: Array) -> None:
+@compiled
+def run(net: Sizes, values: Array, x: Array, tape: Tape, out: Array) -> None:
     """x (B, I) → out (B, O) by the network of values (P,), and the tape."""
     w, rows, bias = net.width, len(x), tape.bias
     product(x, False, part(values, 0, net.inputs, w), False, tape.added)
@@ -79,32 +79,57 @@ def forward(net: Sizes, values: Array, x: Array, tape: Tape, out: Array) -> None
             bias[j] += values[(net.inputs + k) * w + j]
     tape.stream[:] = F(0)
     for n in range(net.blocks + 1):
-        start = block(net, n)
-        gain, shift, into, last = values[start:], values[start + w :], tape.into[n], n == net.blocks
+        start, stage, last = block(net, n), n % len(tape.into), n == net.blocks
+        gain, shift, into, slope = values[start:], values[start + w :], tape.into[stage], tape.slope[stage]
         for r in range(rows):
             for j in range(w):
                 tape.stream[r, j] += tape.added[r, j] + bias[j]
-            normalise(tape.stream, r, gain, shift, tape.normed[n], tape.inverse[n], into)
+            normalise(tape.stream, r, gain, shift, tape.normed[stage], tape.inverse[stage], into)
             if last:
-                activate(SILU, into, tape.slope[n], r)
+                activate(SILU, into, slope, r)
         start += 2 * w
         if last:
             break
-        active = tape.active[n]
+        active = tape.active[stage]
         product(into, False, part(values, start, w, w), False, active)
         start += w * w
         for r in range(rows):
             for j in range(w):
                 active[r, j] += values[start + j]
-            activate(SILU, active, tape.slope[n], r)
+            activate(SILU, active, slope, r)
         product(active, False, part(values, start + w, w, w), False, tape.added)
         for j in range(w):
             bias[j] = values[start + w + w * w + j]
-    product(tape.into[net.blocks], False, part(values, start, w, net.outputs), False, out)
+    product(into, False, part(values, start, w, net.outputs), False, out)
     start += w * net.outputs
     for r in range(rows):
         for j in range(net.outputs):
             out[r, j] += values[start + j]
+
+
+@entry
+def forward(net: Sizes, values: Array, x: Array, tape: Tape, out: Array) -> None:
+    """x (B, I) → out (B, O), and the tape for `backward`."""
+    run(net, values, x, tape, out)
+
+
+@entry
+def integrate(net: Sizes, values: Array, times: Array, inputs: Array, x: Array, tape: Tape, out: Array) -> None:
+    """x (B, O) at τ = 1 becomes what it is at 0, by Euler's steps with the velocity out (B, O).
+
+    The features (n, T) of τ = 1/n, 2/n, …, 1, and x itself, are put where they belong in the inputs (B, I).
+    """
+    share = F(1) / F(len(times))
+    for k in range(len(times) - 1, -1, -1):
+        for r in range(len(x)):
+            for j in range(net.outputs):
+                inputs[r, j] = x[r, j]
+            for j in range(times.shape[1]):
+                inputs[r, net.outputs + j] = times[k, j]
+        run(net, values, inputs, tape, out)
+        for r in range(len(x)):
+            for j in range(net.outputs):
+                x[r, j] -= share * out[r, j]
 
 
 @reordered

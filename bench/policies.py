@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from bench import config as cfg
 from bench import seeding
-from bench.nets import ARCHITECTURES, ContextNoise, Features, PolicyConfig
+from bench.nets import ARCHITECTURES, ContextNoise, Features, PolicyConfig, ResidualMLP
 from bench.store import read_json, write_atomic, write_json
 from bench.types import Dims, FloatArray, InputError
+
+if TYPE_CHECKING:
+    from bench.flow import Integration
 
 Positions = tuple[tuple[int, ...], tuple[int, ...]]  # entries of s and of c that are positions
 
@@ -117,6 +120,7 @@ class FlowPolicy(BasePolicy):
         super().__init__(dims, config, positions)
         self.noise = noise
         self.net = ARCHITECTURES[config.architecture](dims, self.width, config)
+        self._integration: Integration | None = None
 
     @property
     def takes_sigma(self) -> bool:
@@ -155,10 +159,23 @@ class FlowPolicy(BasePolicy):
     def act(self, s: FloatArray, c: FloatArray, z: FloatArray, sigma: FloatArray, eps: FloatArray) -> FloatArray:
         """(B, S), (B, C), z (B, H, A), σ (B,), ε (B, C) → chunk (B, H, A) within [-1, 1], by Euler from τ = 1 to 0."""
         s_t, c_t, x, sigma_t, eps_t = self._tensors(s, c, z, sigma, eps)
-        condition, steps = self.encode(s_t, c_t, sigma_t, eps_t), self.config.euler_steps
-        for time in reversed(self._times()):
-            x = x.sub(self.net(x, time + condition), alpha=1 / steps)
+        if (integration := self._compiled()) is not None:
+            x = integration(x, self.noised(s_t, c_t, sigma_t, eps_t), sigma_t if self.takes_sigma else None)
+        else:
+            condition, steps = self.encode(s_t, c_t, sigma_t, eps_t), self.config.euler_steps
+            for time in reversed(self._times()):
+                x = x.sub(self.net(x, time + condition), alpha=1 / steps)
         return (x * self.a_std + self.a_mean).clamp(-1, 1).cpu().numpy()
+
+    def _compiled(self) -> Integration | None:
+        """The integration by compiled code, where that has the network."""
+        if not isinstance(self.net, ResidualMLP) or self.a_mean.device.type != "cpu":
+            return None
+        from bench import flow  # Numba takes half a second, and most commands act with no policy
+
+        if self._integration is None or not self._integration.current():
+            self._integration = flow.Integration(self.net, self.config.euler_steps)
+        return self._integration
 
     @torch.inference_mode()
     def invert(self, s: FloatArray, c: FloatArray, chunk: FloatArray, iterations: int = 5) -> FloatArray:

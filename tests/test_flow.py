@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_methods import FAST_POSTERIOR, SMALL, toy_demos, train
+from test_methods import FAST_POSTERIOR, SMALL, inputs, toy_demos, train
 
 from bench import nets
 from bench.policies import FlowPolicy
@@ -67,3 +68,24 @@ def test_a_trained_policy_owns_its_memory(tmp_path: Path) -> None:
     parameters = list(policy.parameters())
     assert all(p.is_contiguous() for p in parameters)
     assert len({p.untyped_storage().data_ptr() for p in parameters}) == len(parameters)
+
+
+@pytest.mark.parametrize("method", [bc, csp])
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_compiled_acting_equals_torch_also_after_the_weights_change(
+    method: ModuleType, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = train(method, tmp_path, WIDE)
+    given = inputs(policy, rows, 0.4)
+    found = [policy.act(*given)]
+    with torch.no_grad():
+        policy.net.embed_cond.weight.mul_(2.0)
+    found.append(policy.act(*given))
+    monkeypatch.setattr(FlowPolicy, "_compiled", lambda self: None)
+    expected = [policy.act(*given)]
+    with torch.no_grad():
+        policy.net.embed_cond.weight.mul_(0.5)
+    expected.insert(0, policy.act(*given))
+    for one, other in zip(found, expected, strict=True):
+        assert np.allclose(one, other, atol=1e-5)
+    assert not np.allclose(*expected, atol=1e-3)
