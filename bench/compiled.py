@@ -170,7 +170,10 @@ def activate(kind: int, x: Array, slope: Array, r: int) -> None:
 
 @reordered
 def normalise(x: Array, r: int, gain: Array, shift: Array, normed: Array, inverse: Array, out: Array) -> None:
-    """Row r of x (B, W) with mean 0 and deviation 1, times gain plus shift, (W,) each, becomes that of out."""
+    """Row r of x (B, W) with mean 0 and deviation 1 becomes that of normed, and times gain plus shift (W,) that of out.
+
+    1 / deviation goes into inverse (B,).
+    """
     width, share = x.shape[1], F(1) / F(x.shape[1])
     mean = square = F(0)
     for j in range(width):

@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from bench.compiled import Adam, Trained
+from bench.compiled import Adam, Array, Trained
 
 
-def adam(optimiser: torch.optim.Optimizer) -> Adam:
-    """The settings of torch's Adam or AdamW as they are now."""
+def zeros(*shape: int) -> Array:
+    """By torch, which aligns to cache lines, where a product's last bits may depend on it."""
+    return torch.zeros(shape).numpy()
+
+
+def settings(optimiser: torch.optim.Optimizer) -> Adam:
+    """Those of torch's Adam or AdamW as they are now."""
     group = optimiser.param_groups[0]
     beta1, beta2 = group["betas"]
     return Adam(float(group["lr"]), beta1, beta2, group["eps"], float(group["weight_decay"]))

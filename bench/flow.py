@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from bench import flow_kernel
-from bench.flat import Flat, adam
-from bench.flow_kernel import Sizes, Tape, Way
-from bench.nets import ResidualMLP, time_features
+from bench.flat import Flat, settings, zeros
+from bench.flow_kernel import Gradients, Sizes, Tape
+from bench.nets import ResidualMLP, flow_times, time_features
 from bench.policies import FlowPolicy
 
 ROWS = 128  # that are integrated together, as their tape fits into a core's cache
@@ -60,12 +60,11 @@ def sizes(net: ResidualMLP) -> Sizes:
 
 
 def tape(stages: int, rows: int, width: int) -> Tape:
-    """Memory for a tape; torch's, which is aligned to cache lines: a product's last bits may depend on it."""
-    flat, each = torch.empty((4 * stages + 2) * rows + 1, width).numpy(), stages * rows
-    inverse = torch.empty(stages, rows).numpy()
+    """Memory for that many stages and rows, in one piece: an allocation takes as long as a small row."""
+    each, flat = stages * rows, zeros((4 * stages + 2) * rows + 1, width)
     normed, into, active, slope = flat[: 4 * each].reshape(4, stages, rows, width)
     stream, added = flat[4 * each : -1].reshape(2, rows, width)
-    return Tape(stream, normed, inverse, into, active, slope, added, flat[-1])
+    return Tape(stream, added, flat[-1], normed, zeros(stages, rows), into, active, slope)
 
 
 class Integration:
@@ -77,16 +76,18 @@ class Integration:
         for parameter, view in zip(self.owned, views(net, numbers), strict=True):
             view.copy_(parameter)
         self.values, self.stamp = numbers[0].numpy(), self._stamp()
-        self.times = time_features(torch.arange(1, steps + 1) / steps).numpy()
+        self.times = time_features(flow_times(steps)).numpy()
 
     def __call__(self, x: Tensor, cond: Tensor, sigma: Tensor | None) -> Tensor:
         """x (B, H, A) at τ = 1, condition (B, F), σ (B,) or None → x at τ = 0. May be called from several threads."""
         inputs = ResidualMLP.inputs(x, torch.zeros(len(x)), cond, sigma)
-        found = x.flatten(1).clone()
+        found = x.flatten(1).clone(memory_format=torch.contiguous_format)
+        expect(found, len(x), self.sizes.outputs)
+        expect(inputs, len(x), self.sizes.inputs)
         for rows, into in zip(torch.split(found, ROWS), torch.split(inputs, ROWS), strict=True):
             flow_kernel.integrate(
                 self.sizes, self.values, self.times, into.numpy(), rows.numpy(),
-                tape(1, len(rows), self.sizes.width), torch.empty(rows.shape).numpy(),
+                tape(1, len(rows), self.sizes.width), zeros(*rows.shape),
             )  # fmt: skip
         return found.view_as(x)
 
@@ -99,21 +100,18 @@ class Integration:
 
 
 class Descent:
-    """Gradient steps of a flow; owns the memory of its parameters until `release`."""
+    """Gradient steps of a flow's network; owns the memory of its parameters until `release`."""
 
-    def __init__(self, policy: FlowPolicy, optimiser: torch.optim.Optimizer, batch: int) -> None:
+    def __init__(self, net: ResidualMLP, optimiser: torch.optim.Optimizer, batch: int) -> None:
         """`batch`: samples in every step."""
-        net = policy.net
-        assert isinstance(net, ResidualMLP)
-        owned = parameters(net)
+        self.sizes, self.optimiser, owned = sizes(net), optimiser, parameters(net)
         size = sum(p.numel() for p in owned)
         self.flat = Flat(1, size, lambda numbers: views(net, numbers), owned, optimiser)
-        self.optimiser = optimiser
-        self.sizes = sizes(net)
         _, width, blocks, outputs, _ = self.sizes
         self.tape = tape(blocks + 1, batch, width)
-        shapes = (batch, width), (2, batch, width), (batch, outputs), (size,)
-        self.way = Way(*(torch.empty(shape).numpy() for shape in shapes))
+        self.gradients = Gradients(
+            stream=zeros(batch, width), inner=zeros(2, batch, width), outputs=zeros(batch, outputs), numbers=zeros(size)
+        )
 
     def __call__(self, samples: Samples) -> float:
         """One step on a batch; returns the loss before it."""
@@ -123,22 +121,31 @@ class Descent:
         return loss
 
     def forward(self, samples: Samples) -> None:
-        """Outputs for a batch, kept for `backward`."""
+        """Outputs for a batch, kept for `backward`. Raises ValueError if a size is not the network's or the batch's."""
+        batch, outputs = self.gradients.outputs.shape
+        expect(samples.inputs, batch, self.sizes.inputs)
+        expect(samples.target, batch, outputs)
         values, inputs = self.flat.trained.values[0], samples.inputs.numpy()
-        flow_kernel.forward(self.sizes, values, inputs, self.tape, self.way.outputs)
+        flow_kernel.forward_pass(self.sizes, values, inputs, self.tape, self.gradients.outputs)
 
     def backward(self, samples: Samples) -> float:
         """The loss of the batch that `forward` saw; keeps its gradient for `step`."""
         inputs, target, weight = (x.numpy() for x in samples)
         values = self.flat.trained.values[0]
-        return float(flow_kernel.backward(self.sizes, values, inputs, target, weight, self.tape, self.way))
+        return float(flow_kernel.backward_pass(self.sizes, values, inputs, target, weight, self.tape, self.gradients))
 
     def step(self) -> None:
         """Move the parameters, at the optimiser's learning rate."""
-        flow_kernel.descend(self.flat.trained, self.way.gradient, adam(self.optimiser))
+        flow_kernel.step(self.flat.trained, self.gradients.numbers, settings(self.optimiser))
+        torch.autograd.graph.increment_version(self.flat.parameters)
+
+    def release(self) -> None:
+        """Give the parameters memory of their own."""
+        for parameter in self.flat.parameters:
+            parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
 
 
-def release(policy: FlowPolicy) -> None:
-    """Give the parameters memory of their own."""
-    for parameter in policy.parameters():
-        parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
+def expect(x: Tensor, *shape: int) -> None:
+    """Raises ValueError if x has another shape: compiled code would read and write beside it."""
+    if x.shape != shape:
+        raise ValueError(f"got numbers of shape {tuple(x.shape)} where {shape} is needed")

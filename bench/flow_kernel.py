@@ -1,4 +1,4 @@
-"""The flow's residual MLP, compiled: `integrate` for acting; `forward`, `backward` and AdamW's step for pretraining.
+"""The flow's residual MLP, compiled: `integrate` to act; `forward_pass`, `backward_pass` and AdamW's `step` to train.
 
 What τ, the condition and σ say is added to what x says before the first block, so the four first layers are one product
 of all inputs side by side with all their weights. Between two products one pass over each row does the rest.
@@ -31,7 +31,7 @@ from bench.compiled import (
 
 
 class Sizes(NamedTuple):
-    """Of a network."""
+    """How wide a network is, and how deep."""
 
     inputs: int
     width: int
@@ -41,25 +41,25 @@ class Sizes(NamedTuple):
 
 
 class Tape(NamedTuple):
-    """What the way back needs of B rows, S stages: N blocks and the head; 1 where there is no way back."""
+    """What B rows leave: for the way back at S = N + 1 stages, the blocks and the head; S = 1 where there is none."""
 
     stream: Array  # (B, W) what the blocks add up to
+    added: Array  # (B, W) by the last product to the stream
+    bias: Array  # (W,) to be added with it
     normed: Array  # (S, B, W)
     inverse: Array  # (S, B) 1 / deviation
     into: Array  # (S, B, W) of a block's first product; of the head's: its activation
     active: Array  # (S, B, W) activations of the blocks
     slope: Array  # (S, B, W) of the activations
-    added: Array  # (B, W) by the last product to the stream
-    bias: Array  # (W,) sum of the first ones
 
 
-class Way(NamedTuple):
-    """Buffers of the way back."""
+class Gradients(NamedTuple):
+    """Of the loss on B rows."""
 
-    stream: Array  # (B, W) the gradient by the stream
+    stream: Array  # (B, W)
     inner: Array  # (2, B, W) inside a block
-    outputs: Array  # (B, O) by the outputs
-    gradient: Array  # (P,) by the numbers
+    outputs: Array  # (B, O); before `backward_pass` the outputs themselves
+    numbers: Array  # (P,)
 
 
 @compiled
@@ -69,7 +69,7 @@ def block(net: Sizes, n: int) -> int:
 
 
 @compiled
-def run(net: Sizes, values: Array, x: Array, tape: Tape, out: Array) -> None:
+def forward(net: Sizes, values: Array, x: Array, tape: Tape, out: Array) -> None:
     """x (B, I) → out (B, O) by the network of values (P,), and the tape."""
     w, rows, bias = net.width, len(x), tape.bias
     product(x, False, part(values, 0, net.inputs, w), False, tape.added)
@@ -108,9 +108,9 @@ def run(net: Sizes, values: Array, x: Array, tape: Tape, out: Array) -> None:
 
 
 @entry
-def forward(net: Sizes, values: Array, x: Array, tape: Tape, out: Array) -> None:
-    """x (B, I) → out (B, O), and the tape for `backward`."""
-    run(net, values, x, tape, out)
+def forward_pass(net: Sizes, values: Array, x: Array, tape: Tape, out: Array) -> None:
+    """`forward` for pretraining."""
+    forward(net, values, x, tape, out)
 
 
 @entry
@@ -126,7 +126,7 @@ def integrate(net: Sizes, values: Array, times: Array, inputs: Array, x: Array, 
                 inputs[r, j] = x[r, j]
             for j in range(times.shape[1]):
                 inputs[r, net.outputs + j] = times[k, j]
-        run(net, values, inputs, tape, out)
+        forward(net, values, inputs, tape, out)
         for r in range(len(x)):
             for j in range(net.outputs):
                 x[r, j] -= share * out[r, j]
@@ -143,7 +143,7 @@ def column_sums(x: Array, out: Array) -> None:
 
 
 @reordered
-def error(target: Array, weight: Array, out: Array) -> Any:
+def loss_and_slope(target: Array, weight: Array, out: Array) -> Any:
     """Mean square of out − target (B, H · A) with weights (B, H); out (B, H · A) becomes the gradient by it."""
     rows, steps = weight.shape
     size = out.shape[1] // steps
@@ -163,19 +163,21 @@ def error(target: Array, weight: Array, out: Array) -> Any:
 
 
 @entry
-def backward(net: Sizes, values: Array, x: Array, target: Array, weight: Array, tape: Tape, way: Way) -> Any:
-    """The flow's loss on what `forward` left in way.outputs, and in way.gradient its gradient.
+def backward_pass(
+    net: Sizes, values: Array, x: Array, target: Array, weight: Array, tape: Tape, grads: Gradients
+) -> Any:
+    """The flow matching loss ‖v − (z − a)‖², the mean over steps by their weights (B, H), and its gradients.
 
-    x (B, I), target (B, H · A), weight (B, H). Returns the mean square of outputs − target over weighted steps.
+    v is what `forward_pass` left in grads.outputs for x (B, I), z − a the target (B, H · A), values (P,) the network.
     """
-    w, gradient, grad, inner = net.width, way.gradient, way.stream, way.inner
-    loss = error(target, weight, way.outputs)
+    w, gradient, grad, inner = net.width, grads.numbers, grads.stream, grads.inner
+    loss = loss_and_slope(target, weight, grads.outputs)
     start = block(net, net.blocks)
     gradient[start : start + 2 * w] = F(0)
     weights = start + 2 * w
-    column_sums(way.outputs, gradient[weights + w * net.outputs :])
-    product(tape.into[net.blocks], True, way.outputs, False, part(gradient, weights, w, net.outputs))
-    product(way.outputs, False, part(values, weights, w, net.outputs), True, grad)
+    column_sums(grads.outputs, gradient[weights + w * net.outputs :])
+    product(tape.into[net.blocks], True, grads.outputs, False, part(gradient, weights, w, net.outputs))
+    product(grads.outputs, False, part(values, weights, w, net.outputs), True, grad)
     for r in range(len(x)):
         for j in range(w):
             grad[r, j] *= tape.slope[net.blocks, r, j]
@@ -206,7 +208,7 @@ def backward(net: Sizes, values: Array, x: Array, target: Array, weight: Array, 
 
 
 @entry
-def descend(net: Trained, gradient: Array, settings: Adam) -> None:
+def step(net: Trained, gradient: Array, settings: Adam) -> None:
     """AdamW's step of the one network along its gradient (P,)."""
     net.steps[0] += F(1)
     adam(net, 0, gradient, settings)

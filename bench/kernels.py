@@ -28,9 +28,14 @@ ONEDNN = (
 )
 
 
+def onednn(multiplications: int) -> bool:
+    """Whether oneDNN's product of two matrices is the faster one on this processor."""
+    return ONEDNN and multiplications >= LARGE
+
+
 def large(x: Tensor, y: Tensor) -> bool:
-    """Whether oneDNN's product of x (M, I) and y (I, O) is the faster one."""
-    return ONEDNN and x.shape[0] * y.numel() >= LARGE and x.device.type == "cpu" and x.dtype == torch.float32
+    """The same for x (M, I) and y (I, O)."""
+    return onednn(x.shape[0] * y.numel()) and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def product(x: Tensor, y: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -78,6 +78,11 @@ def time_features(t: Tensor, size: int = 16) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
+def flow_times(steps: int) -> Tensor:
+    """τ = 1/n, 2/n, …, 1, at which Euler's n steps ask for the velocity."""
+    return torch.arange(1, steps + 1) / steps
+
+
 def sigma_features(sigma: Tensor) -> Tensor:
     """(B,) → (B, SIGMA_FEATURES); exactly 0 at σ = 0, so that a network told σ ≡ 0 is the network without σ."""
     k = torch.arange(1, SIGMA_FEATURES, device=sigma.device)

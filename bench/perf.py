@@ -36,6 +36,7 @@ from bench.perf_environments import environments, side_by_side
 from bench.perf_updates import updates
 from bench.plan import Cell as PlannedCell
 from bench.plan import Plan, Request, make_plan
+from bench.policies import FlowPolicy
 from bench.stages import demos, finetune
 from bench.stages.common import Reporter
 from bench.store import LIBRARIES, Store, commit, versions, with_python, write_atomic, write_json
@@ -148,6 +149,8 @@ def pretraining(store: Store, planned: PlannedCell, size: Size, say: Callable[[s
     with ExitStack() as patches:
         for owner, method, label in (
             (Descent, "forward", "forward"), (Descent, "backward", "backward"), (Descent, "step", "optimiser"),
+            (FlowPolicy, "loss", "forward"), (torch.Tensor, "backward", "backward"),
+            (torch.optim.AdamW, "step", "optimiser"), (loop, "release", "optimiser"),
         ):  # fmt: skip
             patches.enter_context(clock.watch(owner, method, label))
         clock.start()

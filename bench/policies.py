@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench import config as cfg
-from bench import seeding
-from bench.nets import ARCHITECTURES, ContextNoise, Features, PolicyConfig, ResidualMLP
+from bench import kernels, seeding
+from bench.nets import ARCHITECTURES, ContextNoise, Features, PolicyConfig, ResidualMLP, flow_times
 from bench.store import read_json, write_atomic, write_json
 from bench.types import Dims, FloatArray, InputError
 
@@ -159,7 +159,7 @@ class FlowPolicy(BasePolicy):
     def act(self, s: FloatArray, c: FloatArray, z: FloatArray, sigma: FloatArray, eps: FloatArray) -> FloatArray:
         """(B, S), (B, C), z (B, H, A), σ (B,), ε (B, C) → chunk (B, H, A) within [-1, 1], by Euler from τ = 1 to 0."""
         s_t, c_t, x, sigma_t, eps_t = self._tensors(s, c, z, sigma, eps)
-        if (integration := self._compiled()) is not None:
+        if (integration := self._compiled(len(x))) is not None:
             x = integration(x, self.noised(s_t, c_t, sigma_t, eps_t), sigma_t if self.takes_sigma else None)
         else:
             condition, steps = self.encode(s_t, c_t, sigma_t, eps_t), self.config.euler_steps
@@ -167,9 +167,10 @@ class FlowPolicy(BasePolicy):
                 x = x.sub(self.net(x, time + condition), alpha=1 / steps)
         return (x * self.a_std + self.a_mean).clamp(-1, 1).cpu().numpy()
 
-    def _compiled(self) -> Integration | None:
-        """The integration by compiled code, where that has the network."""
-        if not isinstance(self.net, ResidualMLP) or self.a_mean.device.type != "cpu":
+    def _compiled(self, rows: int) -> Integration | None:
+        """Compiled code for that many rows; None where there is none or torch is the faster."""
+        slower = kernels.onednn(rows * self.config.width**2)
+        if slower or not isinstance(self.net, ResidualMLP) or self.a_mean.device.type != "cpu":
             return None
         from bench import flow  # Numba takes half a second, and most commands act with no policy
 
@@ -195,8 +196,7 @@ class FlowPolicy(BasePolicy):
 
     def _times(self) -> tuple[Tensor, ...]:
         """Embeddings (width,) of τ = 1/n, 2/n, …, 1: once for all rows, 20 µs a call instead of 20 µs a step."""
-        steps = self.config.euler_steps
-        return self.net.time(torch.arange(1, steps + 1, device=self.a_mean.device) / steps).unbind()
+        return self.net.time(flow_times(self.config.euler_steps).to(self.a_mean.device)).unbind()
 
     def spec(self) -> dict[str, Any]:
         """Everything but the weights, ready for JSON."""

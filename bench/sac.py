@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from bench import sac_kernel
-from bench.compiled import MISH, RELU, SILU, TANH, Array
-from bench.flat import Flat, adam
+from bench.compiled import MISH, RELU, SILU, TANH
+from bench.flat import Flat, settings, zeros
 from bench.sac_kernel import Groups, Settings, Shape, Work
 from bench.types import FloatArray
 
@@ -92,8 +92,7 @@ class Update:
         low, high = (low, 1.0) if config.bounded_value else (-inf, inf)
         self.settings = Settings(
             discount=config.discount, polyak=config.polyak, low=low, high=high,
-            entropy_in_target=config.entropy_in_target,
-            adam=adam(optimiser),
+            entropy_in_target=config.entropy_in_target, adam=settings(optimiser),
         )  # fmt: skip
         self._resize(config.batch)
 
@@ -106,9 +105,6 @@ class Update:
         """Buffers for batches of this size."""
         features, actions, members = int(self.actor_shape.widths[0]), len(self.groups.of), len(self.critics.values)
         groups, widths = len(self.groups.entropies), [*self.actor_shape.widths, *self.critic_shape.widths]
-
-        def zeros(*shape: int) -> Array:
-            return torch.zeros(shape).numpy()  # torch aligns to cache lines
 
         self.work = Work(
             actor_tape=zeros(4, 2 * size * hidden(self.actor_shape)),
@@ -138,10 +134,8 @@ class Update:
     def act(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean and deviation (B, D) for features (B, F). May be called from several threads."""
         net = self.actor_shape
-        x, tape, outputs = (  # by torch, which aligns to cache lines: a product's last bits may depend on it
-            torch.empty(size).numpy()
-            for size in (features.shape, (4, len(features) * hidden(net)), (len(features), int(net.widths[-1])))
-        )
+        x, outputs = zeros(*features.shape), zeros(len(features), int(net.widths[-1]))
+        tape = zeros(4, len(features) * hidden(net))
         x[:] = features
         sac_kernel.act(net, self.actor.trained.values[0], tape, x, outputs)
         mean, log_std = np.split(outputs, 2, axis=1)

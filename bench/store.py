@@ -135,7 +135,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-LIBRARIES = ("torch", "numpy", "stable-baselines3", "gymnasium")
+LIBRARIES = ("torch", "numpy", "numba", "stable-baselines3", "gymnasium")
 
 
 def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Pretraining by compiled code against autograd."""
+"""Pretraining and acting by compiled code against torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from test_methods import FAST_POSTERIOR, SMALL, inputs, toy_demos, train
 
-from bench import nets
+from bench import kernels, nets
+from bench.flow import Descent, Samples
 from bench.policies import FlowPolicy
 from bench.pretraining import PretrainConfig, Trainer
 from bench.types import Stopped
@@ -20,10 +21,6 @@ from methods import bc, csp, posterior_bc
 
 OPTIONS = {posterior_bc: FAST_POSTERIOR}
 WIDE = dataclasses.replace(SMALL, blocks=3, width=40, fourier=2)
-
-
-def weights(policy: FlowPolicy) -> dict[str, torch.Tensor]:
-    return {k: v.clone() for k, v in policy.net.state_dict().items()}
 
 
 @pytest.mark.parametrize("method", [bc, csp, posterior_bc])
@@ -54,7 +51,8 @@ def test_stopped_among_prepared_batches_goes_on_to_the_same_bits(tmp_path: Path)
 
     def trained(folder: Path, **options: object) -> dict[str, torch.Tensor]:
         trainer = Trainer(task, demos, SMALL, PretrainConfig(steps=40, batch=32), 3, folder, **options)  # type: ignore[arg-type]
-        return weights(csp.pretrain(demos, csp.Config(), trainer))
+        csp.pretrain(demos, csp.Config(), trainer)
+        return {k: v for k, v in load_file(folder / "flow.safetensors").items() if k != "seconds"}
 
     unbroken = trained(tmp_path / "a")
     with pytest.raises(Stopped):
@@ -81,7 +79,7 @@ def test_compiled_acting_equals_torch_also_after_the_weights_change(
     with torch.no_grad():
         policy.net.embed_cond.weight.mul_(2.0)
     found.append(policy.act(*given))
-    monkeypatch.setattr(FlowPolicy, "_compiled", lambda self: None)
+    monkeypatch.setattr(FlowPolicy, "_compiled", lambda self, rows: None)
     expected = [policy.act(*given)]
     with torch.no_grad():
         policy.net.embed_cond.weight.mul_(0.5)
@@ -89,3 +87,30 @@ def test_compiled_acting_equals_torch_also_after_the_weights_change(
     for one, other in zip(found, expected, strict=True):
         assert np.allclose(one, other, atol=1e-5)
     assert not np.allclose(*expected, atol=1e-3)
+
+
+@pytest.fixture
+def always_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "ONEDNN", True)
+    monkeypatch.setattr(kernels, "LARGE", 1)
+    monkeypatch.setattr(Trainer, "_compiled_flow", None)
+
+
+@pytest.mark.usefixtures("always_onednn")
+def test_torch_does_what_its_products_make_faster(tmp_path: Path) -> None:
+    policy = train(csp, tmp_path)
+    policy.act(*inputs(policy))
+    assert policy._integration is None
+
+
+def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    """Compiled code would read and write beside them."""
+    policy = train(bc, tmp_path)
+    s, c, z, sigma, eps = inputs(policy)
+    with pytest.raises(ValueError, match="shape"):
+        policy.act(s, c, z[:, 1:], sigma, eps)
+    assert isinstance(policy.net, nets.ResidualMLP)
+    descent = Descent(policy.net, torch.optim.AdamW(policy.net.parameters()), batch=8)
+    for rows, columns in ((7, descent.sizes.inputs), (8, descent.sizes.inputs - 1)):
+        with pytest.raises(ValueError, match="shape"):
+            descent(Samples(torch.zeros(rows, columns), torch.zeros(rows, descent.sizes.outputs), torch.zeros(rows, 4)))
