@@ -100,7 +100,7 @@ class Integration:
 
 
 class Descent:
-    """Gradient steps of a flow's network; owns the memory of its parameters until `release`."""
+    """Gradient steps of a flow's network; owns the memory of its parameters until `unshare`."""
 
     def __init__(self, net: ResidualMLP, optimiser: torch.optim.Optimizer, batch: int) -> None:
         """`batch`: samples in every step."""
@@ -139,10 +139,11 @@ class Descent:
         flow_kernel.step(self.flat.trained, self.gradients.numbers, settings(self.optimiser))
         torch.autograd.graph.increment_version(self.flat.parameters)
 
-    def release(self) -> None:
-        """Give the parameters memory of their own."""
-        for parameter in self.flat.parameters:
-            parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
+
+def unshare(net: ResidualMLP) -> None:
+    """Give the parameters memory of their own."""
+    for parameter in net.parameters():
+        parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
 
 
 def expect(x: Tensor, *shape: int) -> None:
