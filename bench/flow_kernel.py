@@ -27,7 +27,7 @@ from bench.compiled import (
     product,
     reordered,
     through_norm,
-)  # fmt: skip
+)
 
 
 class Sizes(NamedTuple):

@@ -33,7 +33,7 @@ from bench.compiled import (
     reordered,
     tanh,
     through_norm,
-)  # fmt: skip
+)
 
 LOG_STD_LOW, LOG_STD_HIGH = F(-20), F(2)  # Stable-Baselines3's bounds of the actor's log deviation
 HALF_LOG_2PI = F(0.5 * np.log(2 * np.pi))
