@@ -13,8 +13,6 @@ from bench.flow_kernel import Gradients, Sizes, Tape
 from bench.nets import ResidualMLP, flow_times, time_features
 from bench.policies import FlowPolicy
 
-ROWS = 128  # that are integrated together, as their tape fits into a core's cache
-
 
 class Samples(NamedTuple):
     """Of one batch or several, one after the other."""
@@ -84,11 +82,10 @@ class Integration:
         found = x.flatten(1).clone(memory_format=torch.contiguous_format)
         expect(found, len(x), self.sizes.outputs)
         expect(inputs, len(x), self.sizes.inputs)
-        for rows, into in zip(torch.split(found, ROWS), torch.split(inputs, ROWS), strict=True):
-            flow_kernel.integrate(
-                self.sizes, self.values, self.times, into.numpy(), rows.numpy(),
-                tape(1, len(rows), self.sizes.width), zeros(*rows.shape),
-            )  # fmt: skip
+        flow_kernel.integrate(
+            self.sizes, self.values, self.times, inputs.numpy(), found.numpy(), tape(1, len(x), self.sizes.width),
+            zeros(*found.shape),
+        )  # fmt: skip
         return found.view_as(x)
 
     def current(self) -> bool:
@@ -125,6 +122,7 @@ class Descent:
         batch, outputs = self.gradients.outputs.shape
         expect(samples.inputs, batch, self.sizes.inputs)
         expect(samples.target, batch, outputs)
+        expect(samples.weight, batch, *samples.weight.shape[1:])
         values, inputs = self.flat.trained.values[0], samples.inputs.numpy()
         flow_kernel.forward_pass(self.sizes, values, inputs, self.tape, self.gradients.outputs)
 

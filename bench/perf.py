@@ -32,7 +32,9 @@ from rich.table import Table
 from bench import pretraining as loop
 from bench import registry
 from bench.executor import Board, Executor, Key, Status
+from bench.flow import Descent
 from bench.perf_environments import environments, side_by_side
+from bench.perf_flow import flows
 from bench.perf_updates import updates
 from bench.plan import Cell as PlannedCell
 from bench.plan import Plan, Request, make_plan
@@ -137,8 +139,6 @@ def watch(clock: Clock, cell: finetune.Cell, patches: ExitStack) -> None:
 
 def pretraining(store: Store, planned: PlannedCell, size: Size, say: Callable[[str], None]) -> Shares:
     """Gradient steps per second of plain cloning, and the shares of forward, backward, optimiser and the rest."""
-    from bench.flow import Descent  # Numba takes half a second, and most commands train nothing
-
     say(f"{planned.task}: pretraining")
     unit = next(u for u in planned.units if u.stage == "demos")
     task = registry.task(unit.spec["task"])
@@ -235,6 +235,7 @@ def sections(
         "environments": lambda: environments(suites, size.simulators, size.turns, size.seconds, say),
         "side_by_side": lambda: side_by_side(tasks, ENVIRONMENTS, executed, size.turns, size.seconds, say),
         "updates": lambda: updates(size.turns, size.seconds, say),
+        "flows": lambda: flows(size.turns, size.seconds, say),
         "cells": lambda: [cell_shares(store, cell, size, say) for cell in plan.cells],
         "pretraining": lambda: [pretraining(store, cell, size, say) for cell in reversed(firsts)],
         "scaling": lambda: {t: scaling(store, methods[0], t, size, say) for t in tasks[: size.scaling_tasks]},
@@ -277,6 +278,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         "environments": ("control steps per second of CPU time", _rates),
         "side_by_side": (f"control steps per second of wall time, {ENVIRONMENTS} environments on all cores", _rates),
         "updates": ("gradient steps per second of CPU time", _rates),
+        "flows": ("the flow by compiled code and by torch, per second of CPU time", _rates),
         "cells": ("fine-tuning cells: decisions per second, and where the time goes", _shares),
         "pretraining": ("pretraining: gradient steps per second, and where the time goes", _shares),
         "scaling": ("decisions per second of two cells by 1 and by 2 workers", _scaling),

@@ -67,9 +67,11 @@ class BasePolicy(nn.Module):
 
     def conditions(self, s: Tensor, c: Tensor) -> Tensor:
         """(B, S), (B, C) → (B, F): normalised, with Fourier features."""
-        parts = [self.s_features.expand(self.s_features.normalise(s))]
-        parts.append(self.c_features.expand(self.c_features.normalise(c)))
-        return torch.cat(parts, dim=1)
+        return self._joined(s, self.c_features.normalise(c))
+
+    def _joined(self, s: Tensor, context: Tensor) -> Tensor:
+        """(B, S), normalised context (B, C) → (B, F)."""
+        return torch.cat([self.s_features.expand(self.s_features.normalise(s)), self.c_features.expand(context)], dim=1)
 
     @torch.inference_mode()
     def features(self, s: FloatArray, c: FloatArray) -> FloatArray:
@@ -134,8 +136,7 @@ class FlowPolicy(BasePolicy):
             context = self.c_features.normalise(self.noise.corrupt(c, sigma, eps))
         else:
             context = self.noise.corrupt(self.c_features.normalise(c), sigma, eps)
-        parts = [self.s_features.expand(self.s_features.normalise(s)), self.c_features.expand(context)]
-        return torch.cat(parts, dim=1)
+        return self._joined(s, context)
 
     def encode(self, s: Tensor, c: Tensor, sigma: Tensor | None, eps: Tensor | None) -> Tensor:
         """(B, S), (B, C), (B,), (B, C) → the network's condition (B, width), with the context noised."""
@@ -162,10 +163,15 @@ class FlowPolicy(BasePolicy):
         if (integration := self._compiled(len(x))) is not None:
             x = integration(x, self.noised(s_t, c_t, sigma_t, eps_t), sigma_t if self.takes_sigma else None)
         else:
-            condition, steps = self.encode(s_t, c_t, sigma_t, eps_t), self.config.euler_steps
-            for time in reversed(self._times()):
-                x = x.sub(self.net(x, time + condition), alpha=1 / steps)
+            x = self.integrate(s_t, c_t, x, sigma_t, eps_t)
         return (x * self.a_std + self.a_mean).clamp(-1, 1).cpu().numpy()
+
+    def integrate(self, s: Tensor, c: Tensor, x: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
+        """(B, S), (B, C), x (B, H, A) at τ = 1, σ (B,), ε (B, C) → x at τ = 0, by torch."""
+        condition, steps = self.encode(s, c, sigma, eps), self.config.euler_steps
+        for time in reversed(self._times()):
+            x = x.sub(self.net(x, time + condition), alpha=1 / steps)
+        return x
 
     def _compiled(self, rows: int) -> Integration | None:
         """Compiled code for that many rows; None where there is none or torch is the faster."""

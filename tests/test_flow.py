@@ -114,3 +114,6 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for rows, columns in ((7, descent.sizes.inputs), (8, descent.sizes.inputs - 1)):
         with pytest.raises(ValueError, match="shape"):
             descent(Samples(torch.zeros(rows, columns), torch.zeros(rows, descent.sizes.outputs), torch.zeros(rows, 4)))
+    fitting = torch.zeros(8, descent.sizes.inputs), torch.zeros(8, descent.sizes.outputs)
+    with pytest.raises(ValueError, match="shape"):
+        descent(Samples(*fitting, torch.zeros(9, 4)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import perf, perf_environments, perf_updates
+from bench import perf, perf_environments, perf_flow, perf_updates
 from bench.plan import make_plan
 from bench.rl import RLConfig
 from bench.store import Store
@@ -101,6 +101,12 @@ def test_cells_pretraining_and_workers_are_measured(tmp_path: Path) -> None:
     text = perf.markdown(found)
     assert "stock in SubprocVecEnv" in text and "preparation" in text and "bc on toy/reach, seed 0" in text
     assert "### Seconds of a fresh process" in text and "gradient steps per second of CPU" not in text
+
+
+def test_the_flow_is_measured_with_torch_first() -> None:
+    found = perf_flow.flows(1, 0.01, quiet)
+    assert list(found)[-1] == "gradient steps of 256 samples" and len(found) == 5
+    assert all([r.name for r in rates] == ["torch", "compiled"] and rates[1].per_second > 0 for rates in found.values())
 
 
 def test_a_cell_that_fails_under_the_workers_is_named(tmp_path: Path) -> None:
