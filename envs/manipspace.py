@@ -8,13 +8,16 @@ generator.
 
 In the shifted tasks the demonstrations have cubes and goals in a strip before the arm, and fine-tuning has both on the
 table to its right and left. The arm's own starts are OGBench's everywhere, so the demonstrations move to both sides.
+
+In the instruction task an instruction, a fixed random vector for each of 18 places, stands in for the goal position.
+Fine-tuning asks for four of those places in other words: by vectors that no demonstration carries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import gymnasium
@@ -39,6 +42,13 @@ OUTSIDE = 0.10  # metres: fine-tuning of the shifted tasks asks for |y| beyond t
 HORIZONS = {1: 200, 2: 500}  # control steps, OGBench's; the demonstrator's median episodes take 64 and 152
 PLAN_NOISE, PLAN_SMOOTHING = 0.1, 0.5  # of OGBench's demonstrator in its play data
 
+# Metres: where the instruction task has goals, at least 10 cm apart, so that one place is not success at another.
+PLACES = np.array([(x, y) for x in (0.325, 0.425, 0.525) for y in (-0.25, -0.15, -0.05, 0.05, 0.15, 0.25)])
+REWORDED = (1, 5, 9, 14)  # of PLACES: what fine-tuning asks for in other words
+AROUND = 0.01  # metres by x and by y: how far from its place a goal is at most
+INSTRUCTION_SIZE = 8
+INSTRUCTION_SEED = 20260512
+
 Allowed = Callable[[npt.NDArray[np.float64], npt.NDArray[np.float64]], bool]
 
 
@@ -57,24 +67,50 @@ def outside(half: float, starts: npt.NDArray[np.float64], goals: npt.NDArray[np.
     return bool((np.abs(np.concatenate([starts, goals])[:, 1]) > half).all())
 
 
+def place_of(goals: npt.NDArray[np.float64]) -> int | None:
+    """The index in PLACES of the first of goals (n, 3); None if it is not at one."""
+    near = np.flatnonzero((np.abs(PLACES - goals[0, :2]) <= AROUND).all(1))
+    return int(near[0]) if len(near) else None
+
+
+def at(places: Collection[int], starts: npt.NDArray[np.float64], goals: npt.NDArray[np.float64]) -> bool:
+    """Starts anywhere, the goal at one of these PLACES."""
+    return place_of(goals) in places
+
+
+@cache
+def instructions() -> npt.NDArray[np.float32]:
+    """(2, 18, 8): for each of PLACES a fixed standard normal vector, and another that says the same in other words."""
+    shape = (2, len(PLACES), INSTRUCTION_SIZE)
+    return np.random.default_rng(INSTRUCTION_SEED).standard_normal(shape).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What an episode may ask for, and in which words; None: by the goal's position."""
+
+    allowed: Allowed
+    words: int | None = None
+
+
 @dataclass(frozen=True)
 class Variant:
     """How many cubes, and which starts and goals the demonstrations have and fine-tuning asks for."""
 
     cubes: int
-    demonstrated: Allowed
-    finetuned: Allowed
+    demonstrated: Split
+    finetuned: Split
 
-    def layout(self, rng: np.random.Generator, allowed: Allowed) -> Layout:
-        """Starts and goals uniform in AREA among those that are allowed and keep their distances."""
-        n = self.cubes
-        while True:
-            places = np.full((2, n, 3), HEIGHT)
-            places[..., :2] = rng.uniform(AREA[0], AREA[1], (2, n, 2))
-            starts, goals = places
-            if _apart(starts, goals) and allowed(starts, goals):
-                yaws = rng.uniform(0.0, 2 * np.pi, (2, n))
-                return Layout(starts, yaws[0], goals, yaws[1])
+
+def draw_layout(rng: np.random.Generator, cubes: int, allowed: Allowed) -> Layout:
+    """Starts and goals uniform in AREA among those that are allowed and keep their distances."""
+    while True:
+        places = np.full((2, cubes, 3), HEIGHT)
+        places[..., :2] = rng.uniform(AREA[0], AREA[1], (2, cubes, 2))
+        starts, goals = places
+        if _apart(starts, goals) and allowed(starts, goals):
+            yaws = rng.uniform(0.0, 2 * np.pi, (2, cubes))
+            return Layout(starts, yaws[0], goals, yaws[1])
 
 
 def _apart(starts: npt.NDArray[np.float64], goals: npt.NDArray[np.float64]) -> bool:
@@ -91,47 +127,66 @@ def _apart(starts: npt.NDArray[np.float64], goals: npt.NDArray[np.float64]) -> b
 
 
 VARIANTS = {
-    "manipspace/cube-single": Variant(1, anywhere, anywhere),
-    "manipspace/cube-single-shifted": Variant(1, partial(inside, STRIP[1]), partial(outside, OUTSIDE)),
-    "manipspace/cube-double": Variant(2, anywhere, anywhere),
-    "manipspace/cube-double-shifted": Variant(2, partial(inside, STRIP[2]), partial(outside, OUTSIDE)),
+    "manipspace/cube-single": Variant(1, Split(anywhere), Split(anywhere)),
+    "manipspace/cube-single-shifted": Variant(1, Split(partial(inside, STRIP[1])), Split(partial(outside, OUTSIDE))),
+    "manipspace/cube-single-instruction": Variant(
+        1, Split(partial(at, range(len(PLACES))), words=0), Split(partial(at, REWORDED), words=1)
+    ),
+    "manipspace/cube-double": Variant(2, Split(anywhere), Split(anywhere)),
+    "manipspace/cube-double-shifted": Variant(2, Split(partial(inside, STRIP[2])), Split(partial(outside, OUTSIDE))),
 }
 
 
 PUBLISHED = "manipspace/cube-single-shifted"  # our choice: the filter of the published cube data is not public
 
 
-def _task(name: str, demo_count: int) -> Task:
+def _task(name: str, demo_count: int, demonstrations: str, finetuning: str) -> Task:
     task_id = f"manipspace/{name}"
     variant = VARIANTS[task_id]
-    area = "x {0[0]:.2f} to {1[0]:.2f} m, y {0[1]:+.2f} to {1[1]:+.2f} m".format(*AREA)
-    shifted = variant.finetuned is not anywhere
+    context = context_of(variant)
     return Task(
         id=task_id,
         version=1,
         horizon=HORIZONS[variant.cubes],
         control_hz=20.0,
         state_keys=("joint_pos", "joint_vel", "effector_pos", "effector_yaw", "gripper", "cube_pos", "cube_rot"),
-        context_keys=("goal",),
-        demonstrations=f"cubes and goals at {area}" + f", |y| at most {STRIP[variant.cubes]:.2f} m" * shifted,
-        finetuning=f"cubes and goals at {area}" + f", |y| more than {OUTSIDE:.2f} m" * shifted,
+        context_keys=(context,),
+        demonstrations=demonstrations,
+        finetuning=finetuning,
         success=f"every cube's centre is within {100 * REACH:.0f} cm of its goal",
         demo_count=demo_count,
-        position_keys=("effector_pos", "cube_pos", "goal"),
+        position_keys=("effector_pos", "cube_pos", *["goal"] * (context == "goal")),
         settings={"policy.chunk": 8, "policy.execute": 4, "rl.envs": 4},
         profiles={"standard": {}, "paper": {}} | ({"published": {}} if task_id == PUBLISHED else {}),
     )
 
 
+def context_of(variant: Variant) -> str:
+    """The observation key that tells the policy what is asked for."""
+    return "goal" if variant.finetuned.words is None else "instruction"
+
+
+_AREA = "cubes and goals at x {0[0]:.2f} to {1[0]:.2f} m, y {0[1]:+.2f} to {1[1]:+.2f} m".format(*AREA)
+
 tasks = (
-    _task("cube-single", 1000),
-    _task("cube-single-shifted", 300),
-    _task("cube-double", 1000),
-    _task("cube-double-shifted", 1000),
+    _task("cube-single", 1000, _AREA, _AREA),
+    _task(
+        "cube-single-shifted", 300, f"{_AREA}, |y| at most {STRIP[1]:.2f} m", f"{_AREA}, |y| more than {OUTSIDE:.2f} m"
+    ),
+    _task(
+        "cube-single-instruction",
+        1000,
+        f"an instruction for each of {len(PLACES)} places at least 10 cm apart, cubes anywhere",
+        f"four instructions never given before, for {len(REWORDED)} of the places, cubes anywhere",
+    ),
+    _task("cube-double", 1000, _AREA, _AREA),
+    _task(
+        "cube-double-shifted", 1000, f"{_AREA}, |y| at most {STRIP[2]:.2f} m", f"{_AREA}, |y| more than {OUTSIDE:.2f} m"
+    ),
 )
 
 
-def _spaces(cubes: int) -> dict[str, gymnasium.Space[Any]]:
+def _spaces(cubes: int, context: str) -> dict[str, gymnasium.Space[Any]]:
     sizes = {
         "joint_pos": 6,  # radians
         "joint_vel": 6,  # radians per second
@@ -140,18 +195,18 @@ def _spaces(cubes: int) -> dict[str, gymnasium.Space[Any]]:
         "gripper": 2,  # how far closed, 0 to 3; force on the right pad, 0 to 1
         "cube_pos": 3 * cubes,  # decimetres, as above
         "cube_rot": 6 * cubes,  # quaternion, cosine and sine of the yaw
-        "goal": 3 * cubes,  # decimetres, as above
+        context: 3 * cubes if context == "goal" else INSTRUCTION_SIZE,  # a goal in decimetres, as above
     }
     return {key: gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()}
 
 
 class CubeEnv(ChunkedEnv):
-    """Starts and goals drawn from `variant`; the additions to gymnasium.Env are those of `bench.types.BenchEnv`."""
+    """Starts and goals drawn from `split`; the additions to gymnasium.Env are those of `bench.types.BenchEnv`."""
 
-    def __init__(self, variant: Variant, allowed: Allowed, horizon: int, seed: int) -> None:
-        self.scene = CubeScene(variant.cubes)
-        self._variant, self._allowed, self._horizon = variant, allowed, horizon
-        self.observation_space = gymnasium.spaces.Dict(_spaces(variant.cubes))
+    def __init__(self, cubes: int, split: Split, horizon: int, seed: int) -> None:
+        self.scene = CubeScene(cubes)
+        self._split, self._horizon = split, horizon
+        self.observation_space = gymnasium.spaces.Dict(_spaces(cubes, "goal" if split.words is None else "instruction"))
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (5,), np.float32)
         self._rng = np.random.default_rng(seed)
         self.reset()
@@ -162,9 +217,19 @@ class CubeEnv(ChunkedEnv):
         """Draw cubes, goals and the arm's pose."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
-        self.scene.place(self._variant.layout(self._rng, self._allowed), self._rng)
-        self._steps, self._last = 0, self.scene.observe()
+        layout = draw_layout(self._rng, self.scene.cubes, self._split.allowed)
+        self.scene.place(layout, self._rng)
+        words = self._split.words
+        self._instruction = None if words is None else instructions()[words, place_of(layout.goals)]
+        self._steps, self._last = 0, self._observe()
         return dict(self._last), {"success": False}
+
+    def _observe(self) -> dict[str, npt.NDArray[np.float32]]:
+        seen = self.scene.observe()
+        if self._instruction is not None:
+            del seen["goal"]
+            seen["instruction"] = self._instruction
+        return seen
 
     def step_chunk(self, actions: npt.NDArray[Any]) -> Steps:
         """Control steps of actions (E, 5), clipped to [-1, 1], until the episode ends; observes only at the end."""
@@ -175,7 +240,7 @@ class CubeEnv(ChunkedEnv):
             truncated = self._steps + count >= self._horizon and not success
             if success or truncated:
                 break
-        self._steps, self._last = self._steps + count, self.scene.observe()
+        self._steps, self._last = self._steps + count, self._observe()
         return Steps(dict(self._last), float(success), count, success, truncated, success)
 
     def render(self) -> Picture:  # type: ignore[override]
@@ -188,7 +253,7 @@ class CubeEnv(ChunkedEnv):
         In decimetres from the middle of the table, as observed. A second cube is seen in films only: a drawing has room
         for one goal, and for one place in an observation.
         """
-        x, y = (float(value) for value in self._last["goal"][:2])
+        x, y = (float(value) for value in self.scene.observe()["goal"][:2])
         left, low = (AREA[0] - MARGIN - CENTRE[:2]) * SCALE
         width, height = (AREA[1] - AREA[0] + 2 * MARGIN) * SCALE
         area = (float(left), float(low), float(width), float(height))
@@ -208,13 +273,14 @@ class CubeEnv(ChunkedEnv):
         self.scene.set_state(state)
         self._steps, self._rng = int(state["steps"][0]), unpack_generator(state["generator"])
         self._last = {key: state[f"observation.{key}"].copy() for key in self.observation_space.spaces}
+        self._instruction = self._last.get("instruction")
         return dict(self._last)
 
 
 def make(task: Task, seed: int, stepping: str = "strict") -> CubeEnv:
     """An environment that asks for the starts and goals of the task's fine-tuning."""
     variant = VARIANTS[task.id]
-    return CubeEnv(variant, variant.finetuned, task.horizon, seed)
+    return CubeEnv(variant.cubes, variant.finetuned, task.horizon, seed)
 
 
 def demonstrate(env: CubeEnv, rng: np.random.Generator) -> Episode:
@@ -247,13 +313,13 @@ def demos(
 ) -> Demos:
     """`n` successful episodes of the demonstrator; those that fail are left out."""
     variant = VARIANTS[task.demos_of or task.id]
-    env = CubeEnv(variant, variant.demonstrated, task.horizon, int(rng.integers(2**62)))
+    env = CubeEnv(variant.cubes, variant.demonstrated, task.horizon, int(rng.integers(2**62)))
     return successful(task, n, lambda: demonstrate(env, rng), progress)
 
 
 def speeds() -> Iterator[tuple[str, dict[str, Callable[[], int]]]]:
     """What `bench perf` compares: control steps by OGBench, by this suite, and by MuJoCo without anything around it."""
-    for task in tasks[::2]:
+    for task in (task for task in tasks if VARIANTS[task.id].finetuned == Split(anywhere)):
         yield task.id.split("/")[1], _speeds_of(task)
 
 

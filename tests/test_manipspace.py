@@ -17,12 +17,14 @@ import mujoco
 from bench import registry, video
 from bench.types import State, Task
 from envs import manipspace
-from envs._cube_scene import CENTRE, SCALE, ogbench_scene
-from envs.manipspace import AREA, CARRY, VARIANTS, CubeEnv, demonstrate
+from envs._cube_scene import CENTRE, REACH, SCALE, ogbench_scene
+from envs.manipspace import AREA, AROUND, CARRY, PLACES, REWORDED, VARIANTS, CubeEnv, demonstrate, instructions
 
 SINGLE, DOUBLE = (registry.task(f"manipspace/cube-{number}") for number in ("single", "double"))
 SHIFTED = [registry.task(f"{task.id}-shifted") for task in (SINGLE, DOUBLE)]
+INSTRUCTED = registry.task("manipspace/cube-single-instruction")
 EPISODES = 50  # for the demonstrator's success rate
+FROZEN_INSTRUCTION = (1.0298008, 0.6012255, -1.0873816)
 
 
 def random_actions(n: int, seed: int) -> npt.NDArray[np.float32]:
@@ -142,7 +144,7 @@ def test_wrong_actions_are_refused(actions: npt.NDArray[np.float64]) -> None:
 @pytest.mark.parametrize(("task", "least"), [(SINGLE, 0.85), (DOUBLE, 0.8)], ids=["single", "double"])
 def test_demonstrator_succeeds(task: Task, least: float) -> None:
     variant = VARIANTS[task.id]
-    env, rng = CubeEnv(variant, variant.demonstrated, task.horizon, 0), np.random.default_rng(0)
+    env, rng = CubeEnv(variant.cubes, variant.demonstrated, task.horizon, 0), np.random.default_rng(0)
     episodes = [demonstrate(env, rng) for _ in range(EPISODES // variant.cubes)]
     assert np.mean([success for *_, success in episodes]) >= least
     longest = max(len(actions) for _, actions, success in episodes if success)
@@ -171,14 +173,42 @@ def test_finetuning_asks_for_what_was_not_demonstrated(task: Task) -> None:
     asked = [env.reset()[0] for _ in range(50)]
     shown = [{key: value[row] for key, value in demos.observations.items()} for row in first]
     for observations, within, without in (
-        (shown, variant.demonstrated, variant.finetuned), (asked, variant.finetuned, variant.demonstrated)
-    ):  # fmt: skip
+        (shown, variant.demonstrated.allowed, variant.finetuned.allowed),
+        (asked, variant.finetuned.allowed, variant.demonstrated.allowed),
+    ):
         for observation in observations:
             starts, goals = metres(observation["cube_pos"]), metres(observation["goal"])
             assert within(starts, goals) and not without(starts, goals)
             assert (np.linalg.norm(starts - goals, axis=1) >= CARRY - 1e-6).all()
             for places in (starts, goals):
                 assert (AREA[0] - 1e-6 <= places[:, :2]).all() and (places[:, :2] <= AREA[1] + 1e-6).all()
+
+
+def test_an_instruction_is_that_of_the_goals_place_and_new_in_finetuning() -> None:
+    demos = manipspace.demos(INSTRUCTED, 12, np.random.default_rng(2))
+    seen, (known, new) = demos.observations["instruction"], instructions()
+    assert "goal" not in demos.observations
+    for row in demos.ends - 1:  # success: the cube is within 4 cm of its place
+        place = metres(demos.observations["cube_pos"][row])[0, :2]
+        assert np.array_equal(seen[row], known[np.linalg.norm(PLACES - place, axis=1).argmin()])
+    assert len(np.unique(seen[demos.ends - 1], axis=0)) > 4
+    env = manipspace.make(INSTRUCTED, seed=1)
+    asked = set()
+    for _ in range(40):
+        instruction = env.reset()[0]["instruction"]
+        goal = np.array(env.top_view().goal) / SCALE + CENTRE[:2]
+        place = int(np.linalg.norm(PLACES - goal, axis=1).argmin())
+        assert (np.abs(PLACES[place] - goal) <= AROUND + 1e-6).all() and np.array_equal(instruction, new[place])
+        asked.add(place)
+    assert asked == set(REWORDED)
+    assert not (new[:, None] == known).all(2).any()
+
+
+def test_places_are_not_success_at_another_and_instructions_stay_as_they_are() -> None:
+    apart = np.linalg.norm(PLACES[:, None] - PLACES, axis=-1) + np.eye(len(PLACES))
+    assert apart.min() - 2 * np.sqrt(2) * AROUND > REACH
+    assert (AREA[0] <= PLACES - AROUND).all() and (AREA[1] >= PLACES + AROUND).all()
+    assert np.allclose(instructions()[1, REWORDED[0], :3], FROZEN_INSTRUCTION, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", [SINGLE, DOUBLE], ids=lambda task: task.id)
@@ -217,10 +247,12 @@ def test_the_view_from_above_has_the_goal_and_all_places(task: Task) -> None:
     for _ in range(10):
         observation, _ = env.reset()
         view = env.top_view()
-        assert view.goal == tuple(observation["goal"][:2].tolist())
+        goals = env.scene.observe()["goal"].reshape(-1, 3)
+        assert view.goal == tuple(goals[0, :2].tolist())
+        assert ("goal" in observation) == (task != INSTRUCTED)
         x, y, width, height = view.area
-        for key in (view.path, *view.objects, "goal"):
-            for place in observation[key].reshape(-1, 3):
+        for places in (goals, *(observation[key].reshape(-1, 3) for key in (view.path, *view.objects))):
+            for place in places:
                 assert x < place[0] < x + width and y < place[1] < y + height
     state = env.get_state()
     goal = env.top_view().goal
