@@ -59,8 +59,8 @@ class RLConfig:
     critics: int = option(2, "critics; the minimum over all is used", low=1, high=100)
     critic_norm: bool = option(True, "layer normalisation in the critics")
     activation: str = option("relu", "activation of actor and critics", choices=tuple(nets.ACTIVATIONS))
-    temperature: float = option(0.005, "initial entropy temperature of every action group", low=1e-8, high=100.0,
-        search={"space": "rl", "low": 1e-3, "high": 0.1, "log": True})  # fmt: skip
+    temperature: float = option(0.1, "initial entropy temperature of every action group", low=1e-8, high=100.0,
+        search={"space": "rl", "low": 1e-3, "high": 1.0, "log": True})  # fmt: skip
     entropy_in_target: bool = option(False, "entropy bonus in the critics' target (SAC); off: as in TMRL's public code")
     bounded_value: bool = option(True, "keep values in the critics' targets within [0, 1], as success pays 1 and ends")
     demo_fraction: float = option(0.0, "share of every batch that comes from demonstrations", low=0.0, high=0.99)
