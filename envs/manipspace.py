@@ -92,6 +92,11 @@ class Split:
     allowed: Allowed
     words: int | None = None
 
+    @property
+    def context(self) -> str:
+        """The observation key that tells the policy what is asked for."""
+        return "goal" if self.words is None else "instruction"
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -143,7 +148,7 @@ PUBLISHED = "manipspace/cube-single-shifted"  # our choice: the filter of the pu
 def _task(name: str, demo_count: int, demonstrations: str, finetuning: str) -> Task:
     task_id = f"manipspace/{name}"
     variant = VARIANTS[task_id]
-    context = context_of(variant)
+    context = variant.finetuned.context
     return Task(
         id=task_id,
         version=1,
@@ -159,11 +164,6 @@ def _task(name: str, demo_count: int, demonstrations: str, finetuning: str) -> T
         settings={"policy.chunk": 8, "policy.execute": 4, "rl.envs": 4},
         profiles={"standard": {}, "paper": {}} | ({"published": {}} if task_id == PUBLISHED else {}),
     )
-
-
-def context_of(variant: Variant) -> str:
-    """The observation key that tells the policy what is asked for."""
-    return "goal" if variant.finetuned.words is None else "instruction"
 
 
 _AREA = "cubes and goals at x {0[0]:.2f} to {1[0]:.2f} m, y {0[1]:+.2f} to {1[1]:+.2f} m".format(*AREA)
@@ -206,7 +206,7 @@ class CubeEnv(ChunkedEnv):
     def __init__(self, cubes: int, split: Split, horizon: int, seed: int) -> None:
         self.scene = CubeScene(cubes)
         self._split, self._horizon = split, horizon
-        self.observation_space = gymnasium.spaces.Dict(_spaces(cubes, "goal" if split.words is None else "instruction"))
+        self.observation_space = gymnasium.spaces.Dict(_spaces(cubes, split.context))
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (5,), np.float32)
         self._rng = np.random.default_rng(seed)
         self.reset()
@@ -228,7 +228,7 @@ class CubeEnv(ChunkedEnv):
         seen = self.scene.observe()
         if self._instruction is not None:
             del seen["goal"]
-            seen["instruction"] = self._instruction
+            seen["instruction"] = self._instruction.copy()
         return seen
 
     def step_chunk(self, actions: npt.NDArray[Any]) -> Steps:
