@@ -27,6 +27,7 @@ import numpy.typing as npt
 from bench.seeding import fence, pack_generator, unpack_generator
 from bench.types import Demos, State, Steps, Task
 from bench.video import Picture, TopView
+from envs import _instructions
 from envs._chunked import ChunkedEnv, Episode, checked, successful
 from envs._cube_scene import CENTRE, REACH, SCALE, CubeScene, Layout
 
@@ -46,8 +47,6 @@ PLAN_NOISE, PLAN_SMOOTHING = 0.1, 0.5  # of OGBench's demonstrator in its play d
 PLACES = np.array([(x, y) for x in (0.325, 0.425, 0.525) for y in (-0.25, -0.15, -0.05, 0.05, 0.15, 0.25)])
 REWORDED = (1, 5, 9, 14)  # of PLACES: what fine-tuning asks for in other words
 AROUND = 0.01  # metres by x and by y: how far from its place a goal is at most
-INSTRUCTION_SIZE = 8
-INSTRUCTION_SEED = 20260512
 
 Allowed = Callable[[npt.NDArray[np.float64], npt.NDArray[np.float64]], bool]
 
@@ -81,8 +80,7 @@ def at(places: Collection[int], starts: npt.NDArray[np.float64], goals: npt.NDAr
 @cache
 def instructions() -> npt.NDArray[np.float32]:
     """(2, 18, 8): for each of PLACES a fixed standard normal vector, and another that says the same in other words."""
-    shape = (2, len(PLACES), INSTRUCTION_SIZE)
-    return np.random.default_rng(INSTRUCTION_SEED).standard_normal(shape).astype(np.float32)
+    return _instructions.draw(2, len(PLACES))
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ def _task(name: str, demo_count: int, demonstrations: str, finetuning: str) -> T
         finetuning=finetuning,
         success=f"every cube's centre is within {100 * REACH:.0f} cm of its goal",
         demo_count=demo_count,
-        position_keys=("effector_pos", "cube_pos", *["goal"] * (context == "goal")),
+        position_keys=("effector_pos", "cube_pos", "goal") if context == "goal" else ("effector_pos", "cube_pos"),
         settings={"policy.chunk": 8, "policy.execute": 4, "rl.envs": 4},
         profiles={"standard": {}, "paper": {}} | ({"published": {}} if task_id == PUBLISHED else {}),
     )
@@ -195,7 +193,7 @@ def _spaces(cubes: int, context: str) -> dict[str, gymnasium.Space[Any]]:
         "gripper": 2,  # how far closed, 0 to 3; force on the right pad, 0 to 1
         "cube_pos": 3 * cubes,  # decimetres, as above
         "cube_rot": 6 * cubes,  # quaternion, cosine and sine of the yaw
-        context: 3 * cubes if context == "goal" else INSTRUCTION_SIZE,  # a goal in decimetres, as above
+        context: 3 * cubes if context == "goal" else _instructions.SIZE,  # a goal in decimetres, as above
     }
     return {key: gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()}
 

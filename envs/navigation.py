@@ -28,6 +28,7 @@ import numpy.typing as npt
 from bench.seeding import pack_generator, unpack_generator
 from bench.types import Demos, State, Steps, Task
 from bench.video import TopView
+from envs import _instructions
 from envs._pointmaze import (
     DIRECTIONS,
     OFFSET,
@@ -58,8 +59,6 @@ INSTRUCTED_GOALS: dict[str, tuple[Cell, ...]] = {
     "giant": ((1, 8), (3, 6), (6, 8), (10, 7)),
 }
 INSTRUCTED_DISTANCE = range(2, 6)  # path lengths in cells from which fine-tuning by instruction starts
-INSTRUCTION_SIZE = 8
-INSTRUCTION_SEED = 20260512
 
 DEMO_NOISE = 0.5  # standard deviation of the demonstrator's action noise (OGBench)
 DEMO_STEPS = 1001  # control steps until the demonstrator is put elsewhere (OGBench)
@@ -88,8 +87,7 @@ def crossed(kind: str) -> tuple[Cell, ...]:
 def instructions(kind: str) -> npt.NDArray[np.float32]:
     """(rows, columns, 8): a fixed standard normal vector per cell of the maze."""
     walls = load_maze(kind).walls
-    shape = (len(walls), len(walls[0]), INSTRUCTION_SIZE)
-    return np.random.default_rng(INSTRUCTION_SEED).standard_normal(shape).astype(np.float32)
+    return _instructions.draw(len(walls), len(walls[0]))
 
 
 def _all_pairs(maze: Maze) -> list[Pair]:
@@ -213,7 +211,7 @@ class PointMazeEnv(gymnasium.Env[dict[str, Any], Any]):
         self._words = instructions(maze.kind)
         high = np.array([len(maze.walls[0]), len(maze.walls)], np.float32) * np.float32(UNIT) - np.float32(OFFSET + 2)
         place = gymnasium.spaces.Box(np.full(2, -OFFSET - 2, np.float32), high, (2,), np.float32)
-        words = gymnasium.spaces.Box(-np.inf, np.inf, (INSTRUCTION_SIZE,), np.float32)
+        words = gymnasium.spaces.Box(-np.inf, np.inf, (_instructions.SIZE,), np.float32)
         spaces = {"position": place, context: place if context == "goal" else words}
         self.observation_space = gymnasium.spaces.Dict(spaces)  # type: ignore[assignment]
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
