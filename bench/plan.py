@@ -74,6 +74,7 @@ class Settings:
     video: VideoConfig = field(default=VideoConfig())
 
 
+OF_METHODS = "method."  # begins a task's keys that are options of every method that has them
 # What a profile changes for every task; a task's own budgets stand in its suite (`Task.profiles`).
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -258,9 +259,13 @@ def all_keys() -> list[str]:
 
 def settings_of(request: Request, task: Task) -> Settings:
     """Defaults < task < profile < task in this profile < the user's."""
-    settings = cfg.override(Settings(), task.settings, task.id)
+
+    def own(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in values.items() if not k.startswith(OF_METHODS)}
+
+    settings = cfg.override(Settings(), own(task.settings), task.id)
     settings = cfg.override(settings, PROFILES[request.profile], f"profile {request.profile}")
-    settings = cfg.override(settings, task.profiles.get(request.profile, {}), f"{task.id} in {request.profile}")
+    settings = cfg.override(settings, own(task.profiles.get(request.profile, {})), f"{task.id} in {request.profile}")
     names = {f.name for f in dataclasses.fields(Settings)}
     for values in request.layers(task.id):
         mine = {k: v for k, v in values.items() if k.split(".")[0] in names}
@@ -299,14 +304,27 @@ def _check_config(config: Any, method: str, task: Task) -> None:
 
 
 def config_of(request: Request, method: str, task: Task) -> Any:
-    """The method's Config: its defaults < its profile's < the user's."""
+    """The method's Config: its defaults < the task's < its profile's < the task's in this profile < the user's."""
     config = registry.methods()[method].Config()
+    config = cfg.override(config, _options(config, task.settings, task.id), task.id)
     config = cfg.override(config, getattr(config, "profiles", {}).get(request.profile, {}), method)
+    where = f"{task.id} in {request.profile}"
+    config = cfg.override(config, _options(config, task.profiles.get(request.profile, {}), where), where)
     for values in request.layers(task.id):
         mine = {k.split(".", 1)[1]: v for k, v in values.items() if k.startswith(f"{method}.")}
         config = cfg.override(config, mine, method)
     _check_config(config, method, task)
     return config
+
+
+def _options(config: Any, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Of a task's values for every method those that this one has. Raises InputError if no method has one."""
+    options = {k.removeprefix(OF_METHODS): v for k, v in values.items() if k.startswith(OF_METHODS)}
+    known = {key for module in registry.methods().values() for key in cfg.keys(module.Config)}
+    for key in options:
+        if key not in known:
+            raise InputError(f"{where}: no method has the option {OF_METHODS}{key}{cfg.nearest(key, known)}")
+    return {k: v for k, v in options.items() if k in cfg.keys(type(config))}
 
 
 def _cell(request: Request, method: str, task_id: str, seed: int) -> Cell:

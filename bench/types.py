@@ -39,7 +39,8 @@ class Task:
     """One task of a suite, everything the harness needs to know about it.
 
     `settings` holds configuration values of this task in every profile, `profiles` those of one profile; a task takes
-    part in a profile by default only if `profiles` names it. Keys are dotted, as on the command line: `rl.decisions`.
+    part in a profile by default only if `profiles` names it. Keys are dotted, as on the command line: `rl.decisions`;
+    `method.z_bound` is that option of every method that has it, so that a task treats all alike.
     """
 
     id: str  # "suite/task"

@@ -2,7 +2,8 @@
 
 Paper: TMRL, arXiv 2605.12236. The base policy is csp's. π(z, σ ∣ s) is the paper's agent; the public code lets the
 agent choose ε as well, which at high σ amounts to writing a context of its own: `learn_eps`. What the choice of σ is
-worth shows against two controls, σ drawn at random and σ held: `sigma`.
+worth shows against two controls, σ drawn at random and σ held: `sigma`. Ours gathers what an untrained agent chooses
+around the σ that is best before RL: `start` and `exponent`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ pretrain = csp.pretrain
 class Config(csp.Pretraining):
     """csp's pretraining, and what the agent may choose."""
 
-    profiles: ClassVar[dict[str, dict[str, Any]]] = {"paper": csp.Pretraining.profiles["paper"] | {"start": 0.5}}
+    profiles: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": csp.Pretraining.profiles["paper"] | {"start": 0.5, "exponent": 1.0, "learn_eps": True}
+    }
     sigma: str = option(
         "agent", "σ is chosen by the agent, drawn from U(0, sigma_bound) for every decision, or sigma_bound throughout",
         choices=("agent", "random", "constant"),
@@ -39,8 +42,12 @@ class Config(csp.Pretraining):
         None, "σ where the agent begins, at most sigma_bound; auto: the best in Success@1 on the selection states",
         low=0.0, high=1.0, search={"space": "schedule", "low": 0.0, "high": 1.0, "axis": "level"},
     )  # fmt: skip
+    exponent: float = option(
+        3.0, "σ leaves `start` with the agent's choice to this power: 1 evenly, more keeps random choices near it",
+        low=1.0, high=10.0, search={"space": "schedule", "low": 1.0, "high": 5.0},
+    )  # fmt: skip
     learn_eps: bool = option(
-        True,
+        False,
         "the agent chooses ε (public code); off: ε is drawn (paper)",
         search={"space": "noise", "choices": (True, False)},
     )
@@ -53,7 +60,8 @@ class Config(csp.Pretraining):
 def chosen_sigma(config: Config, choice: FloatArray, progress: Progress) -> FloatArray:
     """σ (B,) of the agent's choice (B,) in [-1, 1]: 0 at −1, `start` in the middle, `sigma_bound` at 1."""
     start = min(progress.base_sigma if config.start is None else config.start, config.sigma_bound)
-    return np.asarray(np.interp(choice, (-1.0, 0.0, 1.0), (0.0, start, config.sigma_bound)), np.float32)
+    share = np.sign(choice) * np.abs(choice) ** config.exponent
+    return np.asarray(np.interp(share, (-1.0, 0.0, 1.0), (0.0, start, config.sigma_bound)), np.float32)
 
 
 def agent(config: Config, dims: Dims) -> Agent:

@@ -277,19 +277,21 @@ class TestEveryMethod:
 
 
 @pytest.mark.parametrize(
-    ("start", "bound", "sigma"),
+    ("start", "bound", "exponent", "sigma"),
     [
-        (None, 1.0, [0.0, 0.125, 0.25, 0.625, 1.0]),
-        (0.5, 1.0, [0.0, 0.25, 0.5, 0.75, 1.0]),  # published: linear
-        (0.0, 0.8, [0.0, 0.0, 0.0, 0.4, 0.8]),
-        (0.9, 0.2, [0.0, 0.1, 0.2, 0.2, 0.2]),
+        (None, 1.0, 1.0, [0.0, 0.125, 0.25, 0.625, 1.0]),
+        (0.5, 1.0, 1.0, [0.0, 0.25, 0.5, 0.75, 1.0]),  # published: linear
+        (0.0, 0.8, 1.0, [0.0, 0.0, 0.0, 0.4, 0.8]),
+        (0.9, 0.2, 1.0, [0.0, 0.1, 0.2, 0.2, 0.2]),
+        (0.5, 1.0, 3.0, [0.0, 0.4375, 0.5, 0.5625, 1.0]),
+        (0.0, 0.8, 3.0, [0.0, 0.0, 0.0, 0.1, 0.8]),
     ],
 )
 def test_the_middle_of_the_agents_range_is_where_sigma_starts(
-    start: float | None, bound: float, sigma: list[float]
+    start: float | None, bound: float, exponent: float, sigma: list[float]
 ) -> None:
     choice = np.linspace(-1, 1, 5, dtype=np.float32)
-    config = csp_tmrl.Config(start=start, sigma_bound=bound)
+    config = csp_tmrl.Config(start=start, sigma_bound=bound, exponent=exponent)
     chosen = csp_tmrl.chosen_sigma(config, choice, Progress(0.0, 0.0, base_sigma=0.25))
     assert chosen.dtype == np.float32 and np.allclose(chosen, sigma)
 
@@ -297,7 +299,8 @@ def test_the_middle_of_the_agents_range_is_where_sigma_starts(
 @pytest.mark.parametrize("setter", ["agent", "random", "constant"])
 def test_sigma_of_the_agent_and_of_its_controls(setter: str) -> None:
     dims, batch = Dims(2, 3, 2, 4), 4000
-    agent = csp_tmrl.agent(csp_tmrl.Config(sigma=setter, sigma_bound=0.8, start=0.4), dims)
+    config = csp_tmrl.Config(sigma=setter, sigma_bound=0.8, start=0.4, exponent=1.0, learn_eps=True)
+    agent = csp_tmrl.agent(config, dims)
     assert [g.name for g in agent.groups] == ["z", "sigma", "eps"][:: 1 if setter == "agent" else 2]
     rng = np.random.default_rng(0)
     noise = {"z": rng.standard_normal((batch, 4, 2)), "eps": rng.standard_normal((batch, 3))}

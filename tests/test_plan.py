@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from bench import cli
+from bench import cli, registry
 from bench import config as cfg
 from bench.plan import Request, Settings, make_plan
 from bench.types import InputError
@@ -45,6 +46,26 @@ def test_the_command_line_wins_over_every_part_of_the_file(tmp_path: Path) -> No
     assert (cell.settings.rl.decisions, cell.settings.rl.batch) == (60, 8)
     assert (cell.config.clean, cell.config.schedule) == (0.5, "cosine")
     assert cli.request_of(cli.parser().parse_args(["run"])).profile == "quick"
+
+
+def test_a_task_sets_an_option_of_every_method_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = registry.task("toy/reach")
+    changed = dataclasses.replace(
+        task, settings={**task.settings, "method.z_bound": 2.0}, profiles={"smoke": {"method.clean": 0.25}}
+    )
+    monkeypatch.setattr(registry, "task", lambda name: changed)
+    words = ["run", "--profile", "smoke", "--tasks", "toy/reach", "--methods", "bc,csp,rlpd", "--set", "csp.z_bound=3"]
+    cells = {c.method: c.config for c in make_plan(cli.request_of(cli.parser().parse_args(words))).cells}
+    assert cells["bc"].z_bound == 2.0 and cells["csp"].z_bound == 3.0 and cells["csp"].clean == 0.25
+    changed = dataclasses.replace(task, settings={"method.zbound": 2.0})
+    with pytest.raises(InputError, match=r"toy/reach: no method has the option method\.zbound.*z_bound"):
+        make_plan(cli.request_of(cli.parser().parse_args(words)))
+
+
+def test_the_published_comparison_keeps_its_bound_of_z_on_every_task() -> None:
+    words = ["run", "--profile", "paper", "--methods", "bc,posterior_bc,csp,csp_tmrl", "--tasks", "navigation"]
+    cells = make_plan(cli.request_of(cli.parser().parse_args(words))).cells
+    assert len({c.task for c in cells}) > 5 and {c.config.z_bound for c in cells} == {1.5}
 
 
 def test_settings_survive_json() -> None:
