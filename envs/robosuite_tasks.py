@@ -38,7 +38,6 @@ QUICK = {
     "pretrain.batch": 128, "pretrain.steps": 8000, "rl.decisions": 12_000, "rl.discount": 0.97,
     "evaluation.points": 5, "evaluation.states": 48,
     "coverage.states": 10, "coverage.selection_states": 5, "coverage.sigmas": (0.0, 0.25, 0.5),
-    "method.z_bound": 1.0,  # chosen on a tuning seed (docs/methods.md)
 }  # fmt: skip
 
 requires: tuple[str, ...] = ("robosuite", "mujoco", "numba")
