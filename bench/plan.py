@@ -74,7 +74,7 @@ class Settings:
     video: VideoConfig = field(default=VideoConfig())
 
 
-OF_METHODS = "method."  # begins a task's keys that are options of every method that has them
+OF_METHODS = "method."  # begins keys of tasks and profiles that are options of every method that has them
 # What a profile changes for every task; a task's own budgets stand in its suite (`Task.profiles`).
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -101,6 +101,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "rl.random_decisions": 2_000,
         "rl.updates_per_decision": 0.25, "rl.discount": 0.995, "rl.actor": (256,) * 4, "rl.critic": (256,) * 3,
         "rl.critics": 5, "rl.critic_norm": True, "rl.activation": "mish", "rl.temperature": 1.0,
+        "method.z_bound": 1.5,
         "rl.entropy_in_target": False, "rl.bounded_value": False,
         "evaluation.states": 50, "evaluation.selection_states": 50,
         "coverage.states": 50, "coverage.selection_states": 50, "coverage.attempts": 20, "evaluation.points": 36,
@@ -264,7 +265,7 @@ def settings_of(request: Request, task: Task) -> Settings:
         return {k: v for k, v in values.items() if not k.startswith(OF_METHODS)}
 
     settings = cfg.override(Settings(), own(task.settings), task.id)
-    settings = cfg.override(settings, PROFILES[request.profile], f"profile {request.profile}")
+    settings = cfg.override(settings, own(PROFILES[request.profile]), f"profile {request.profile}")
     settings = cfg.override(settings, own(task.profiles.get(request.profile, {})), f"{task.id} in {request.profile}")
     names = {f.name for f in dataclasses.fields(Settings)}
     for values in request.layers(task.id):
@@ -304,11 +305,12 @@ def _check_config(config: Any, method: str, task: Task) -> None:
 
 
 def config_of(request: Request, method: str, task: Task) -> Any:
-    """The method's Config: its defaults < the task's < its profile's < the task's in this profile < the user's."""
+    """The method's Config: its defaults < the task's < the profile's < the task's in this profile < the user's."""
     config = registry.methods()[method].Config()
+    profile, where = f"profile {request.profile}", f"{task.id} in {request.profile}"
     config = cfg.override(config, _options(config, task.settings, task.id), task.id)
+    config = cfg.override(config, _options(config, PROFILES[request.profile], profile), profile)
     config = cfg.override(config, getattr(config, "profiles", {}).get(request.profile, {}), method)
-    where = f"{task.id} in {request.profile}"
     config = cfg.override(config, _options(config, task.profiles.get(request.profile, {}), where), where)
     for values in request.layers(task.id):
         mine = {k.split(".", 1)[1]: v for k, v in values.items() if k.startswith(f"{method}.")}
@@ -318,7 +320,7 @@ def config_of(request: Request, method: str, task: Task) -> Any:
 
 
 def _options(config: Any, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Of a task's values for every method those that this one has. Raises InputError if no method has one."""
+    """Of the values that are meant for every method those that this one has. Raises InputError if none has one."""
     options = {k.removeprefix(OF_METHODS): v for k, v in values.items() if k.startswith(OF_METHODS)}
     known = {key for module in registry.methods().values() for key in cfg.keys(module.Config)}
     for key in options:

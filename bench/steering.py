@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,7 +31,6 @@ from bench.types import (
 class SteeringConfig:
     """How far the agent may move the flow's noise z, common to all methods that steer it."""
 
-    profiles: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"z_bound": 1.5}}  # on every task
     z_bound: float = option(
         1.5, "z lies in [−bound, bound]", unit="deviations", low=0.0, high=10.0,
         search={"space": "noise", "low": 0.5, "high": 3.0},

@@ -34,9 +34,7 @@ PUBLISHED_END = 0.364
 class Pretraining(SteeringConfig):
     """How the context is noised in pretraining."""
 
-    profiles: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": SteeringConfig.profiles["paper"] | {"sigma_training": "uniform", "raw": True}
-    }
+    profiles: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"sigma_training": "uniform", "raw": True}}
     noise: str = option(
         "linear_beta", "shape of ᾱ over σ: published linear β, squared cosine, or linear in σ",
         choices=("linear_beta", "cosine", "linear"), stage="pretrain",

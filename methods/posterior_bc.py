@@ -33,7 +33,7 @@ class Config(SteeringConfig):
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {"members": 3, "width": 32, "steps": 60},
         "quick": {"members": 5, "steps": 1000},
-        "paper": SteeringConfig.profiles["paper"] | {"width": 512, "steps": 20_000, "batch": 256},
+        "paper": {"width": 512, "steps": 20_000, "batch": 256},
     }
     alpha: float = option(
         1.0, "share of the posterior spread added to the targets", low=0.0, high=10.0, stage="pretrain",
