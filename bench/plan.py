@@ -322,8 +322,8 @@ def config_of(request: Request, method: str, task: Task) -> Any:
 def _options(config: Any, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Of the values that are meant for every method those that this one has. Raises InputError if none has one."""
     options = {k.removeprefix(OF_METHODS): v for k, v in values.items() if k.startswith(OF_METHODS)}
-    known = {key for module in registry.methods().values() for key in cfg.keys(module.Config)}
     for key in options:
+        known = {key for module in registry.methods().values() for key in cfg.keys(module.Config)}
         if key not in known:
             raise InputError(f"{where}: no method has the option {OF_METHODS}{key}{cfg.nearest(key, known)}")
     return {k: v for k, v in options.items() if k in cfg.keys(type(config))}
