@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bench import flow_kernel
@@ -13,13 +15,15 @@ from bench.flow_kernel import Gradients, Sizes, Tape
 from bench.nets import ResidualMLP, flow_times, time_features
 from bench.policies import FlowPolicy
 
+Array = NDArray[np.float32]
+
 
 class Samples(NamedTuple):
     """Of one batch or several, one after the other."""
 
-    inputs: Tensor  # (B, I) what `ResidualMLP.inputs` puts side by side
-    target: Tensor  # (B, H · A) of the velocity
-    weight: Tensor  # (B, H)
+    inputs: Array  # (B, I) what `ResidualMLP.inputs` puts side by side
+    target: Array  # (B, H · A) of the velocity
+    weight: Array  # (B, H)
 
 
 def samples(
@@ -30,7 +34,7 @@ def samples(
     assert isinstance(policy.net, ResidualMLP)
     x, told = torch.lerp(a, z, tau[:, None, None]), sigma if policy.takes_sigma else None
     inputs = policy.net.inputs(x, tau, policy.noised(s, c, sigma, eps), told)
-    return Samples(inputs, (z - a).flatten(1), weight.contiguous())
+    return Samples(inputs.numpy(), (z - a).flatten(1).numpy(), weight.contiguous().numpy())
 
 
 def parameters(net: ResidualMLP) -> list[Tensor]:
@@ -97,7 +101,7 @@ class Integration:
 
 
 class Descent:
-    """Gradient steps of a flow's network; owns the memory of its parameters until `unshare`."""
+    """Gradient steps of a flow's network; owns the memory of its parameters until `unshare`, and nobody acts before."""
 
     def __init__(self, net: ResidualMLP, optimiser: torch.optim.Optimizer, batch: int) -> None:
         """`batch`: samples in every step."""
@@ -123,19 +127,18 @@ class Descent:
         expect(samples.inputs, batch, self.sizes.inputs)
         expect(samples.target, batch, outputs)
         expect(samples.weight, batch, *samples.weight.shape[1:])
-        values, inputs = self.flat.trained.values[0], samples.inputs.numpy()
-        flow_kernel.forward_pass(self.sizes, values, inputs, self.tape, self.gradients.outputs)
+        values = self.flat.trained.values[0]
+        flow_kernel.forward_pass(self.sizes, values, samples.inputs, self.tape, self.gradients.outputs)
 
     def backward(self, samples: Samples) -> float:
         """The loss of the batch that `forward` saw; keeps its gradient for `step`."""
-        inputs, target, weight = (x.numpy() for x in samples)
-        values = self.flat.trained.values[0]
-        return float(flow_kernel.backward_pass(self.sizes, values, inputs, target, weight, self.tape, self.gradients))
+        return float(
+            flow_kernel.backward_pass(self.sizes, self.flat.trained.values[0], *samples, self.tape, self.gradients)
+        )
 
     def step(self) -> None:
         """Move the parameters, at the optimiser's learning rate."""
         flow_kernel.step(self.flat.trained, self.gradients.numbers, settings(self.optimiser))
-        torch.autograd.graph.increment_version(self.flat.parameters)
 
 
 def unshare(net: ResidualMLP) -> None:
@@ -144,7 +147,7 @@ def unshare(net: ResidualMLP) -> None:
         parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
 
 
-def expect(x: Tensor, *shape: int) -> None:
+def expect(x: Tensor | Array, *shape: int) -> None:
     """Raises ValueError if x has another shape: compiled code would read and write beside it."""
     if x.shape != shape:
         raise ValueError(f"got numbers of shape {tuple(x.shape)} where {shape} is needed")

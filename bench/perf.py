@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import io
+import itertools
 import json
 import platform
 import shlex
@@ -23,16 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench import flow, registry
 from bench import pretraining as loop
-from bench import registry
-from bench.executor import Board, Executor, Key, Status
-from bench.flow import Descent
+from bench.executor import Board, Executor
 from bench.perf_environments import environments, side_by_side
 from bench.perf_flow import flows
 from bench.perf_updates import updates
@@ -59,12 +60,15 @@ class Size:
     cell_seconds: float  # of decisions in a cell
     pretrain_steps: int
     scaling_decisions: int  # of each of the cells that 1 and 2 workers share
-    scaling_tasks: int  # that this is measured on
+    scaling_tasks: int  # that this is measured on, the last ones
+    scaling_turns: int
     simulators: int  # of each suite
 
 
-FULL = Size(7, 0.6, cell_seconds=6.0, pretrain_steps=1500, scaling_decisions=5000, scaling_tasks=100, simulators=100)
-QUICK = Size(3, 0.12, cell_seconds=2.0, pretrain_steps=300, scaling_decisions=400, scaling_tasks=1, simulators=1)
+FULL = Size(7, 0.6, cell_seconds=6.0, pretrain_steps=1500, scaling_decisions=3000, scaling_tasks=100, scaling_turns=3,
+            simulators=100)  # fmt: skip
+QUICK = Size(3, 0.12, cell_seconds=2.0, pretrain_steps=500, scaling_decisions=1000, scaling_tasks=1, scaling_turns=1,
+             simulators=1)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -145,60 +149,69 @@ def pretraining(store: Store, planned: PlannedCell, size: Size, say: Callable[[s
     config = dataclasses.replace(planned.settings.pretrain, steps=size.pretrain_steps)
     clock = Clock("preparation")
     data = demos.load(store.entry("demos", unit.key), task)
-    trainer = loop.Trainer(task, data, planned.settings.policy, config, 0, store.root / "timed" / unit.key)
+    first, trainer = (
+        loop.Trainer(task, data, planned.settings.policy, budget, 0, store.root / name / unit.key)
+        for name, budget in (("first", dataclasses.replace(config, steps=1)), ("timed", config))
+    )
+    first.flow()  # loads compiled code
     with ExitStack() as patches:
         for owner, method, label in (
-            (Descent, "forward", "forward"), (Descent, "backward", "backward"), (Descent, "step", "optimiser"),
-            (FlowPolicy, "loss", "forward"), (torch.Tensor, "backward", "backward"),
-            (torch.optim.AdamW, "step", "optimiser"), (loop, "release", "optimiser"),
+            (flow, "samples", "forward"), (flow.Descent, "forward", "forward"), (flow.Descent, "backward", "backward"),
+            (flow.Descent, "step", "optimiser"), (loop, "checkpoint", "checkpoint"), (FlowPolicy, "loss", "forward"),
+            (torch.Tensor, "backward", "backward"), (torch.optim.AdamW, "step", "optimiser"),
+            (loop, "release", "optimiser"),
         ):  # fmt: skip
             patches.enter_context(clock.watch(owner, method, label))
         clock.start()
         trainer.flow()
         seconds = clock.stop()
+    saving, steps = seconds.pop("checkpoint"), sum(seconds.values())
+    each = saving / (1 + steps // loop.CHECKPOINT_SECONDS)  # by the clock, and one at the end, short as this may be
+    seconds["preparation"] += each * steps / loop.CHECKPOINT_SECONDS
     total = sum(seconds.values())
     return Shares(planned.task, size.pretrain_steps / total, {k: s / total for k, s in seconds.items()})
 
 
-def scaling(store: Store, method: str, task: str, size: Size, say: Callable[[str], None]) -> dict[str, float]:
-    """Decisions per second of 1 and of 2 workers, each with two cells to fine-tune, and the workers' peak memory."""
-    rates, memory = {}, 0.0
-    for jobs, seeds in ((1, (1, 2)), (2, (3, 4))):
-        wanted = request((method,), (task,), seeds, size)
+def scaling(store: Store, method: str, task: str, size: Size, say: Callable[[str], None]) -> dict[str, Any]:
+    """Decisions per second of 1 and of 2 workers in turns, each with two cells, and the workers' peak memory."""
+    rates, memory = np.zeros((size.scaling_turns, 2)), 0.0
+    for turn, jobs in itertools.product(range(size.scaling_turns), (1, 2)):
+        first = 4 * turn + 2 * jobs
+        wanted = request((method,), (task,), (first, first + 1), size)
         plan = make_plan(dataclasses.replace(wanted, overrides={**wanted.overrides, **short(size)}))
         for planned in plan.cells:
             prepare(store, planned, say)
         say(f"{method} on {task}: two cells by {jobs} worker{'s' * (jobs > 1)}")
-        seconds = fine_tuning_seconds(store, plan, jobs)
-        rates[str(jobs)] = len(seeds) * size.scaling_decisions / seconds
+        rates[turn, jobs - 1] = jobs * decision_rate(store, plan, jobs)
         metas = [store.entry(u.stage, u.key).meta() for u in plan.units.values() if u.stage == "finetune"]
         memory = max(memory, *(m["peak_memory_mb"] for m in metas))
-    return {"1 worker": rates["1"], "2 workers": rates["2"], "ratio": rates["2"] / rates["1"], "peak_memory_mb": memory}
+    one, two = np.median(rates, axis=0)
+    ratios = sorted(rates[:, 1] / rates[:, 0])
+    return {"1 worker": one, "2 workers": two, "ratio": float(np.median(ratios)), "ratio_low": ratios[0],
+            "ratio_high": ratios[-1], "peak_memory_mb": memory}  # fmt: skip
 
 
 def short(size: Size) -> dict[str, Any]:
-    """A cell of a few seconds with one small evaluation at its end."""
-    return {"rl.decisions": size.scaling_decisions, "rl.random_decisions": 100, "evaluation.points": 1,
+    """A cell of a few seconds with two small evaluations."""
+    return {"rl.decisions": size.scaling_decisions, "rl.random_decisions": 100, "evaluation.points": 2,
             "evaluation.states": 8}  # fmt: skip
 
 
-def fine_tuning_seconds(store: Store, plan: Plan, jobs: int) -> float:
-    """From the first cell's start to the last one's end, without the start of the workers."""
-    times: list[float] = []
-
-    def changed(key: Key, status: Status) -> None:
-        if key[0] == "finetune" and (status.state == "done" or (status.state == "running" and not times)):
-            times.append(time.monotonic())
-
+def decision_rate(store: Store, plan: Plan, jobs: int) -> float:
+    """Decisions per second of a cell in its second half, when all code is loaded: the mean over the cells."""
     board = Board(plan)
     executor = Executor(store, plan, jobs, board)
     executor.threads = 1  # a worker alone would step environments on all cores
-    board.changed = changed
     executor.run()
     for (stage, _), status in board.units.items():
         if status.state != "done":
             raise InputError(f"{stage} {status.state}: {status.error}")
-    return times[-1] - times[0]
+    rates: list[float] = []
+    for cell in plan.cells:
+        fine_tuned = store.entry("finetune", cell.units[-1].key)
+        half, end = json.loads(fine_tuned.file("points.json").read_text())[-2:]
+        rates.append((end["decisions"] - half["decisions"]) / (end["wall_seconds"] - half["wall_seconds"]))
+    return sum(rates) / len(rates)
 
 
 def start_up(suites: list[str], say: Callable[[str], None]) -> dict[str, float]:
@@ -238,7 +251,7 @@ def sections(
         "flows": lambda: flows(size.turns, size.seconds, say),
         "cells": lambda: [cell_shares(store, cell, size, say) for cell in plan.cells],
         "pretraining": lambda: [pretraining(store, cell, size, say) for cell in reversed(firsts)],
-        "scaling": lambda: {t: scaling(store, methods[0], t, size, say) for t in tasks[: size.scaling_tasks]},
+        "scaling": lambda: {t: scaling(store, methods[0], t, size, say) for t in tasks[-size.scaling_tasks :]},
         "start_up": lambda: start_up(suites, say),
     }
 
@@ -308,9 +321,10 @@ def _shares(title: str, section: list[dict[str, Any]]) -> Table:
 
 
 def _scaling(title: str, section: Mapping[str, dict[str, float]]) -> Table:
-    table = _table(title, "task", "1 worker", "2 workers", "ratio", "a worker's peak memory")
+    table = _table(title, "task", "1 worker", "2 workers", "ratio", "from, to", "a worker's peak memory")
     for task, s in section.items():
-        rates = f"{s['1 worker']:,.0f}", f"{s['2 workers']:,.0f}", f"{s['ratio']:.2f}"
+        spread = f"{s['ratio_low']:.2f} to {s['ratio_high']:.2f}"
+        rates = f"{s['1 worker']:,.0f}", f"{s['2 workers']:,.0f}", f"{s['ratio']:.2f}", spread
         table.add_row(task, *rates, f"{s['peak_memory_mb']:,.0f} MB")
     return table
 

@@ -62,14 +62,11 @@ def in_processes(task: Task, count: int) -> Iterator[Callable[[], int]]:
         envs.close()
 
 
-def in_threads(
-    task: Task, count: int, execute: int, stepping: str, threads: ThreadPoolExecutor | None
-) -> Callable[[], int]:
-    """So many environments in this process, in chunks of `execute` control steps."""
-    envs = [make(task.id, i, stepping) for i in range(count)]
+def in_threads(envs: list[BenchEnv], execute: int, threads: ThreadPoolExecutor | None) -> Callable[[], int]:
+    """The environments in this process, in chunks of `execute` control steps."""
     for env in envs:
         env.reset()
-    rng = np.random.default_rng(0)
+    rng, count = np.random.default_rng(0), len(envs)
 
     def run() -> int:
         chunks = rng.uniform(-1, 1, (count, execute, *envs[0].action_space.shape)).astype(np.float32)
@@ -93,7 +90,8 @@ def side_by_side(
         with in_processes(task, count) as stock, ThreadPoolExecutor(cores) as threads:
             ways = {"stock in SubprocVecEnv": stock}
             for stepping in ("strict", "fast"):
-                ways[stepping] = in_threads(task, count, execute[name], stepping, None)
-                ways[f"{stepping}, {cores} threads"] = in_threads(task, count, execute[name], stepping, threads)
+                envs = [make(task.id, i, stepping) for i in range(count)]
+                ways[stepping] = in_threads(envs, execute[name], None)
+                ways[f"{stepping}, {cores} threads"] = in_threads(envs, execute[name], threads)
             found[name] = in_turns(ways, turns, seconds, time.perf_counter)
     return found

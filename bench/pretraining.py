@@ -231,15 +231,17 @@ class Trainer:
         self._minimise("flow", policy, mover, self.config.steps, self.config.learning_rate)
         flow.unshare(net)
 
-    def _cut(self, prepare: Callable[[int], Sequence[Tensor | None]]) -> Callable[[int], tuple[Any, ...]]:
+    def _cut(self, prepare: Callable[[int], Sequence[Any]]) -> Callable[[int], tuple[Any, ...]]:
         """The batch of a step out of what `prepare(first)` makes for AHEAD steps."""
-        ready: dict[int, tuple[Tensor | None, ...]] = {}
+        ready: dict[int, tuple[Any, ...]] = {}
+        size = self.config.batch
 
-        def batch(step: int) -> tuple[Tensor | None, ...]:
+        def batch(step: int) -> tuple[Any, ...]:
             if step not in ready:
                 first = step - step % AHEAD  # where a batch lies may change its last bits
-                cut = [[None] * AHEAD if x is None else torch.split(x, self.config.batch) for x in prepare(first)]
-                ready.update((first + k, parts) for k, parts in enumerate(zip(*cut, strict=True)))
+                whole = prepare(first)
+                for k in range(AHEAD):
+                    ready[first + k] = tuple(None if x is None else x[k * size : (k + 1) * size] for x in whole)
             return ready.pop(step)
 
         return batch

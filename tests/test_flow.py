@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from test_methods import FAST_POSTERIOR, SMALL, inputs, toy_demos, train
 
 from bench import kernels, nets
+from bench.flat import zeros
 from bench.flow import Descent, Samples
 from bench.policies import FlowPolicy
 from bench.pretraining import PretrainConfig, Trainer
@@ -113,7 +114,7 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     descent = Descent(policy.net, torch.optim.AdamW(policy.net.parameters()), batch=8)
     for rows, columns in ((7, descent.sizes.inputs), (8, descent.sizes.inputs - 1)):
         with pytest.raises(ValueError, match="shape"):
-            descent(Samples(torch.zeros(rows, columns), torch.zeros(rows, descent.sizes.outputs), torch.zeros(rows, 4)))
-    fitting = torch.zeros(8, descent.sizes.inputs), torch.zeros(8, descent.sizes.outputs)
+            descent(Samples(zeros(rows, columns), zeros(rows, descent.sizes.outputs), zeros(rows, 4)))
+    fitting = zeros(8, descent.sizes.inputs), zeros(8, descent.sizes.outputs)
     with pytest.raises(ValueError, match="shape"):
-        descent(Samples(*fitting, torch.zeros(9, 4)))
+        descent(Samples(*fitting, zeros(9, 4)))

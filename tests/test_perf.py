@@ -17,7 +17,14 @@ from bench.timing import Clock, in_turns
 from bench.types import InputError
 
 TINY = perf.Size(
-    turns=1, seconds=0.01, cell_seconds=0.2, pretrain_steps=12, scaling_decisions=160, scaling_tasks=1, simulators=1
+    turns=1,
+    seconds=0.01,
+    cell_seconds=0.2,
+    pretrain_steps=12,
+    scaling_decisions=160,
+    scaling_tasks=1,
+    scaling_turns=2,
+    simulators=1,
 )
 
 
@@ -91,7 +98,7 @@ def test_cells_pretraining_and_workers_are_measured(tmp_path: Path) -> None:
         assert set(shares.shares) == labels and all(x > 0 for x in shares.shares.values())
         assert sum(shares.shares.values()) == pytest.approx(1.0) and shares.per_second > 0
     workers = perf.scaling(store, "bc", task, TINY, quiet)
-    assert workers["ratio"] == pytest.approx(workers["2 workers"] / workers["1 worker"])
+    assert 0 < workers["ratio_low"] <= workers["ratio"] <= workers["ratio_high"] and workers["1 worker"] > 0
     beside = perf_environments.side_by_side((task,), 2, {task: 4}, 1, 0.02, quiet)[task]
     assert [r.name for r in beside][:2] == ["stock in SubprocVecEnv", "strict"] and all(r.per_second for r in beside)
     found = {
@@ -116,7 +123,7 @@ def test_a_cell_that_fails_under_the_workers_is_named(tmp_path: Path) -> None:
         entry.folder.mkdir(parents=True)
         entry.finish(unit.spec, {})
     with pytest.raises(InputError, match="finetune failed"):
-        perf.fine_tuning_seconds(store, plan, 1)
+        perf.decision_rate(store, plan, 1)
 
 
 def test_a_section_that_fails_leaves_the_others() -> None:
