@@ -36,8 +36,8 @@ class Config(SteeringConfig):
         "paper": {"width": 512, "steps": 20_000, "batch": 256},
     }
     alpha: float = option(
-        1.0, "share of the posterior spread added to the targets", low=0.0, high=10.0, stage="pretrain",
-        search={"space": "noise", "low": 0.25, "high": 4.0, "log": True, "axis": "level"},
+        1.0, "share of the posterior spread added to the targets", low=0.0, high=100.0, stage="pretrain",
+        search={"space": "noise", "low": 0.25, "high": 16.0, "log": True, "axis": "level"},
     )  # fmt: skip
     members: int = option(10, "K: bootstrap networks", low=2, high=100, stage="pretrain")
     width: int = option(256, "width of their three hidden layers (published: 512)", low=8, stage="pretrain")
