@@ -33,7 +33,7 @@ class SteeringConfig:
 
     z_bound: float = option(
         1.5, "z lies in [−bound, bound]", unit="deviations", low=0.0, high=10.0,
-        search={"space": "noise", "low": 0.5, "high": 3.0},
+        search={"space": "noise", "low": 0.5, "high": 6.0},
     )  # fmt: skip
     z_shape: str = option("repeated", "one A-vector for the whole chunk, or one per step", choices=("repeated", "free"))
 

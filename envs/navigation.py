@@ -126,7 +126,7 @@ VARIANTS = {
     "navigation/pointmaze-large-unseen": Variant("large", _unseen_pairs, commanded, z_bound=2.8),
     **{
         f"navigation/pointmaze-{kind}-instruction": Variant(
-            kind, _instructed_pairs, commanded, "instruction", z_bound=2.8
+            kind, _instructed_pairs, commanded, "instruction", z_bound=4.0
         )
         for kind in HELD_OUT_COLUMNS
     },
