@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bench import flow_kernel
+from bench.compiled import Array
 from bench.flat import Flat, settings, zeros
 from bench.flow_kernel import Gradients, Sizes, Tape
 from bench.nets import ResidualMLP, flow_times, time_features
 from bench.policies import FlowPolicy
-
-Array = NDArray[np.float32]
 
 
 class Samples(NamedTuple):
@@ -101,7 +98,7 @@ class Integration:
 
 
 class Descent:
-    """Gradient steps of a flow's network; owns the memory of its parameters until `unshare`, and nobody acts before."""
+    """Gradient steps of a flow's network; owns its parameters' memory until `unshare`, and nobody may act before."""
 
     def __init__(self, net: ResidualMLP, optimiser: torch.optim.Optimizer, batch: int) -> None:
         """`batch`: samples in every step."""
@@ -145,6 +142,7 @@ def unshare(net: ResidualMLP) -> None:
     """Give the parameters memory of their own."""
     for parameter in net.parameters():
         parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
+        torch.autograd.graph.increment_version(parameter)  # a step does not: compiled code writes past torch
 
 
 def expect(x: Tensor | Array, *shape: int) -> None:

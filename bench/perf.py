@@ -1,8 +1,8 @@
 """`bench perf`: what the harness costs, each figure beside its baseline, measured in turns on one core.
 
-Environment steps, gradient steps and pretraining steps are per second of CPU time of one thread. A cell's shares are
-those of the profile's budget, put together from the cost of a round of decisions, of an evaluation and of a checkpoint.
-A section that fails is recorded, and the others are measured.
+Environment steps and gradient steps are per second of CPU time of one thread. A cell's shares are those of the
+profile's budget, put together from the cost of a round of decisions, of an evaluation and of a checkpoint. A section
+that fails is recorded, and the others are measured.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def pretraining(store: Store, planned: PlannedCell, size: Size, say: Callable[[s
     clock = Clock("preparation")
     data = demos.load(store.entry("demos", unit.key), task)
     first, trainer = (
-        loop.Trainer(task, data, planned.settings.policy, budget, 0, store.root / name / unit.key)
+        loop.Trainer(task, data, planned.settings.policy, budget, 0, store.root / name / task.id)
         for name, budget in (("first", dataclasses.replace(config, steps=1)), ("timed", config))
     )
     first.flow()  # loads compiled code
@@ -165,9 +165,9 @@ def pretraining(store: Store, planned: PlannedCell, size: Size, say: Callable[[s
         clock.start()
         trainer.flow()
         seconds = clock.stop()
-    saving, steps = seconds.pop("checkpoint"), sum(seconds.values())
-    each = saving / (1 + steps // loop.CHECKPOINT_SECONDS)  # by the clock, and one at the end, short as this may be
-    seconds["preparation"] += each * steps / loop.CHECKPOINT_SECONDS
+    saving, training = seconds.pop("checkpoint"), sum(seconds.values())
+    each = saving / (1 + training // loop.CHECKPOINT_SECONDS)  # by the clock, and one at the end, short as this may be
+    seconds["preparation"] += each * training / loop.CHECKPOINT_SECONDS
     total = sum(seconds.values())
     return Shares(planned.task, size.pretrain_steps / total, {k: s / total for k, s in seconds.items()})
 
@@ -192,13 +192,16 @@ def scaling(store: Store, method: str, task: str, size: Size, say: Callable[[str
 
 
 def short(size: Size) -> dict[str, Any]:
-    """A cell of a few seconds with two small evaluations."""
+    """A cell of a few seconds with small evaluations: before it, half-way and at its end."""
     return {"rl.decisions": size.scaling_decisions, "rl.random_decisions": 100, "evaluation.points": 2,
             "evaluation.states": 8}  # fmt: skip
 
 
 def decision_rate(store: Store, plan: Plan, jobs: int) -> float:
-    """Decisions per second of a cell in its second half, when all code is loaded: the mean over the cells."""
+    """Decisions per second of a cell in its second half, when all code is loaded: the mean over the cells.
+
+    Without evaluations and checkpoints. That the cells of several workers run side by side is taken for granted.
+    """
     board = Board(plan)
     executor = Executor(store, plan, jobs, board)
     executor.threads = 1  # a worker alone would step environments on all cores
@@ -294,7 +297,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         "flows": ("the flow by compiled code and by torch, per second of CPU time", _rates),
         "cells": ("fine-tuning cells: decisions per second, and where the time goes", _shares),
         "pretraining": ("pretraining: gradient steps per second, and where the time goes", _shares),
-        "scaling": ("decisions per second of two cells by 1 and by 2 workers", _scaling),
+        "scaling": ("decisions per second of 1 and of 2 workers, evaluation aside", _scaling),
         "start_up": ("seconds of a fresh process", _start_up),
     }
     return [make(title, found[name]) for name, (title, make) in makers.items() if name in found]
@@ -323,7 +326,7 @@ def _shares(title: str, section: list[dict[str, Any]]) -> Table:
 def _scaling(title: str, section: Mapping[str, dict[str, float]]) -> Table:
     table = _table(title, "task", "1 worker", "2 workers", "ratio", "from, to", "a worker's peak memory")
     for task, s in section.items():
-        spread = f"{s['ratio_low']:.2f} to {s['ratio_high']:.2f}"
+        spread = f"{s['ratio_low']:.2f} to {s['ratio_high']:.2f}" if s["ratio_low"] < s["ratio_high"] else ""
         rates = f"{s['1 worker']:,.0f}", f"{s['2 workers']:,.0f}", f"{s['ratio']:.2f}", spread
         table.add_row(task, *rates, f"{s['peak_memory_mb']:,.0f} MB")
     return table
