@@ -31,7 +31,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench import flow, registry
+from bench import flow, policies, registry
 from bench import pretraining as loop
 from bench.executor import Board, Executor
 from bench.perf_environments import environments, side_by_side
@@ -39,7 +39,6 @@ from bench.perf_flow import flows
 from bench.perf_updates import updates
 from bench.plan import Cell as PlannedCell
 from bench.plan import Plan, Request, make_plan
-from bench.policies import FlowPolicy
 from bench.stages import demos, finetune
 from bench.stages.common import Reporter
 from bench.store import LIBRARIES, Store, commit, versions, with_python, write_atomic, write_json
@@ -67,7 +66,7 @@ class Size:
 
 FULL = Size(7, 0.6, cell_seconds=6.0, pretrain_steps=1500, scaling_decisions=3000, scaling_tasks=100, scaling_turns=3,
             simulators=100)  # fmt: skip
-QUICK = Size(3, 0.12, cell_seconds=2.0, pretrain_steps=500, scaling_decisions=1000, scaling_tasks=1, scaling_turns=1,
+QUICK = Size(3, 0.12, cell_seconds=1.5, pretrain_steps=400, scaling_decisions=800, scaling_tasks=1, scaling_turns=1,
              simulators=1)  # fmt: skip
 
 
@@ -157,14 +156,16 @@ def pretraining(store: Store, planned: PlannedCell, size: Size, say: Callable[[s
     with ExitStack() as patches:
         for owner, method, label in (
             (flow, "samples", "forward"), (flow.Descent, "forward", "forward"), (flow.Descent, "backward", "backward"),
-            (flow.Descent, "step", "optimiser"), (loop, "checkpoint", "checkpoint"), (FlowPolicy, "loss", "forward"),
+            (flow.Descent, "step", "optimiser"), (policies.FlowPolicy, "loss", "forward"),
             (torch.Tensor, "backward", "backward"), (torch.optim.AdamW, "step", "optimiser"),
-            (loop, "release", "optimiser"),
+            (loop, "release", "optimiser"), (loop, "checkpoint", "checkpoint"), (policies, "build", "set-up"),
+            (flow.Descent, "__init__", "set-up"),
         ):  # fmt: skip
             patches.enter_context(clock.watch(owner, method, label))
         clock.start()
         trainer.flow()
         seconds = clock.stop()
+    seconds.pop("set-up")  # a few hundredths of a second, once
     saving, training = seconds.pop("checkpoint"), sum(seconds.values())
     each = saving / (1 + training // loop.CHECKPOINT_SECONDS)  # by the clock, and one at the end, short as this may be
     seconds["preparation"] += each * training / loop.CHECKPOINT_SECONDS
