@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +173,7 @@ def pretraining(store: Store, planned: PlannedCell, size: Size, say: Callable[[s
     return Shares(planned.task, size.pretrain_steps / total, {k: s / total for k, s in seconds.items()})
 
 
-def scaling(store: Store, method: str, task: str, size: Size, say: Callable[[str], None]) -> dict[str, Any]:
+def scaling(store: Store, method: str, task: str, size: Size, say: Callable[[str], None]) -> dict[str, float]:
     """Decisions per second of 1 and of 2 workers in turns, each with two cells, and the workers' peak memory."""
     rates, memory = np.zeros((size.scaling_turns, 2)), 0.0
     for turn, jobs in itertools.product(range(size.scaling_turns), (1, 2)):
@@ -186,10 +186,15 @@ def scaling(store: Store, method: str, task: str, size: Size, say: Callable[[str
         rates[turn, jobs - 1] = jobs * decision_rate(store, plan, jobs)
         metas = [store.entry(u.stage, u.key).meta() for u in plan.units.values() if u.stage == "finetune"]
         memory = max(memory, *(m["peak_memory_mb"] for m in metas))
+    return workers(rates) | {"peak_memory_mb": memory}
+
+
+def workers(rates: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Medians over the turns of the rates (turns, 2) of 1 and of 2 workers, and of their paired ratio with extremes."""
     one, two = np.median(rates, axis=0)
-    ratios = sorted(rates[:, 1] / rates[:, 0])
-    return {"1 worker": one, "2 workers": two, "ratio": float(np.median(ratios)), "ratio_low": ratios[0],
-            "ratio_high": ratios[-1], "peak_memory_mb": memory}  # fmt: skip
+    ratios = rates[:, 1] / rates[:, 0]
+    return {"1 worker": float(one), "2 workers": float(two), "ratio": float(np.median(ratios)),
+            "ratio_low": float(ratios.min()), "ratio_high": float(ratios.max())}  # fmt: skip
 
 
 def short(size: Size) -> dict[str, Any]:
@@ -213,9 +218,14 @@ def decision_rate(store: Store, plan: Plan, jobs: int) -> float:
     rates: list[float] = []
     for cell in plan.cells:
         fine_tuned = store.entry("finetune", cell.units[-1].key)
-        half, end = json.loads(fine_tuned.file("points.json").read_text())[-2:]
-        rates.append((end["decisions"] - half["decisions"]) / (end["wall_seconds"] - half["wall_seconds"]))
+        rates.append(late_rate(json.loads(fine_tuned.file("points.json").read_text())))
     return sum(rates) / len(rates)
+
+
+def late_rate(points: Sequence[Mapping[str, Any]]) -> float:
+    """Decisions per second of fine-tuning between the last two evaluations."""
+    before, end = points[-2:]
+    return float((end["decisions"] - before["decisions"]) / (end["wall_seconds"] - before["wall_seconds"]))
 
 
 def start_up(suites: list[str], say: Callable[[str], None]) -> dict[str, float]:

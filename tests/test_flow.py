@@ -14,7 +14,7 @@ from test_methods import FAST_POSTERIOR, SMALL, inputs, toy_demos, train
 
 from bench import kernels, nets
 from bench.flat import zeros
-from bench.flow import Descent, Samples
+from bench.flow import Descent, Integration, Samples, unshare
 from bench.policies import FlowPolicy
 from bench.pretraining import PretrainConfig, Trainer
 from bench.types import Stopped
@@ -102,6 +102,17 @@ def test_torch_does_what_its_products_make_faster(tmp_path: Path) -> None:
     policy = train(csp, tmp_path)
     policy.act(*inputs(policy))
     assert policy._integration is None
+
+
+def test_acting_copies_the_weights_again_after_training(tmp_path: Path) -> None:
+    """Also where the new memory begins at the old address."""
+    net = train(bc, tmp_path).net
+    assert isinstance(net, nets.ResidualMLP)
+    before = Integration(net, 3).stamp
+    Descent(net, torch.optim.AdamW(net.parameters()), batch=8)
+    unshare(net)
+    after = Integration(net, 3).stamp
+    assert all(version != earlier for (_, version), (_, earlier) in zip(after, before, strict=True))
 
 
 def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench import perf, perf_environments, perf_flow, perf_updates
@@ -108,6 +109,14 @@ def test_cells_pretraining_and_workers_are_measured(tmp_path: Path) -> None:
     text = perf.markdown(found)
     assert "stock in SubprocVecEnv" in text and "preparation" in text and "bc on toy/reach, seed 0" in text
     assert "### Seconds of a fresh process" in text and "gradient steps per second of CPU" not in text
+
+
+def test_workers_are_compared_turn_by_turn_once_their_code_is_loaded() -> None:
+    assert perf.workers(np.array([[10.0, 18.0], [20.0, 40.0], [30.0, 30.0]])) == {
+        "1 worker": 20.0, "2 workers": 30.0, "ratio": 1.8, "ratio_low": 1.0, "ratio_high": 2.0
+    }  # fmt: skip
+    times = (0, 0.0), (80, 8.0), (160, 10.0)
+    assert perf.late_rate([{"decisions": n, "wall_seconds": s} for n, s in times]) == 40.0
 
 
 def test_the_flow_is_measured_with_torch_first() -> None:
