@@ -33,7 +33,7 @@ from bench import (
 )
 from bench.page import Block, Choice, Heading, Image, Table, Text, html, latex, markdown
 from bench.report_curves import ALL, Axis, Curve
-from bench.report_ranking import rank, verdict
+from bench.report_ranking import pairs, rank, verdict
 from bench.stages.curves import Curves, gather
 from bench.store import Store, write_atomic
 from bench.summary import TaskResult
@@ -241,8 +241,9 @@ class Report:
         """Every table as a file: numbers as CSV, and as printed in Markdown and LaTeX."""
         frames = {
             "ranking": report_tables.ranking_frame(self.ranking), "summary": report_tables.summary_frame(self.tasks),
-            "curves": report_curves.frame(self.drawn), "coverage": self.coverage,
-            "attempts": self.attempts,
+            "differences": report_tables.differences_frame(pairs(self.tasks)),
+            "seeds": report_tables.seeds_frame(self.tasks), "curves": report_curves.frame(self.drawn),
+            "coverage": self.coverage, "attempts": self.attempts,
             "correlation": report_tables.relations_frame(self.relations),
             "leads": report_tables.leads_frame(self.leads), "costs": report_tables.costs_frame(self.tasks),
             "cells": self.curves.cells.drop(columns=["traceback", "coverage_key"]),

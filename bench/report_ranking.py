@@ -5,12 +5,14 @@ A statistic that needs runs which are not there is refused with the reason, neve
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bench import rank_stats, seeding, stats, summary
+from bench.report_curves import ALL
 from bench.stats import Array, Estimate
 from bench.summary import NONE, Result, TaskResult
 
@@ -49,17 +51,41 @@ class Ranking:
         return tuple(s for s in self.standings if s.mean is not None)
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two methods on one task, or on all: the standing of the second with its comparison to the first."""
+
+    task: str
+    first: str
+    second: Standing
+
+
 def rank(tasks: Sequence[TaskResult]) -> Ranking:
     """The ranking over all tasks that have a finished cell."""
     shown = [t for t in tasks if t.ranked]
     names = dict.fromkeys(r.method for t in tasks for r in t.results)
-    own = {name: [r for t in shown for r in t.results if r.method == name] for name in names}
+    own = {name: _of(name, shown) for name in names}
     everywhere = {name: [r for t in tasks for r in t.results if r.method == name] for name in names}
     found = [_alone(name, own[name], everywhere[name], len(shown)) for name in names]
     found.sort(key=lambda s: -s.mean.value if s.mean else np.inf)
     compared = [s if not i or s.mean is None else _against(s, own[found[0].method], own[s.method])
                 for i, s in enumerate(found)]  # fmt: skip
     return Ranking(tuple(t.task for t in shown), tuple(t.task for t in tasks if not t.ranked), tuple(compared))
+
+
+def pairs(tasks: Sequence[TaskResult]) -> list[Pair]:
+    """Every two methods that can be ranked, the larger area first: on all tasks, if there are several, and on each."""
+    shown = [t for t in tasks if t.ranked]
+    scopes = [(ALL, shown)] * (len(shown) > 1) + [(t.task, [t]) for t in shown]
+    found = []
+    for scope, among in scopes:
+        for one, two in itertools.combinations(rank(among).ranked, 2):
+            found.append(Pair(scope, one.method, _against(two, _of(one.method, among), _of(two.method, among))))
+    return found
+
+
+def _of(method: str, tasks: Sequence[TaskResult]) -> list[Result]:
+    return [r for t in tasks for r in t.results if r.method == method]
 
 
 def _alone(method: str, results: list[Result], planned: list[Result], tasks: int) -> Standing:

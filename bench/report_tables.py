@@ -11,7 +11,7 @@ import pandas as pd
 from bench import report_regime, summary
 from bench.page import Table
 from bench.report_coverage import Relation
-from bench.report_ranking import Ranking, spread
+from bench.report_ranking import Pair, Ranking, spread
 from bench.report_regime import Lead
 from bench.stats import Estimate
 from bench.summary import Result, TaskResult
@@ -64,6 +64,25 @@ def ranking_frame(found: Ranking) -> pd.DataFrame:
          "first_is_better_paired": s.paired if s.better else None, **_ends("first_minus_this", s.gap),
          "more_seeds_to_decide": s.more_seeds, "refused": s.refused}
         for i, s in enumerate(found.standings, 1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def differences_frame(found: Sequence[Pair]) -> pd.DataFrame:
+    """Every two methods as numbers: the area of `method` minus that of `minus`, and how often it is the larger one."""
+    rows = [
+        {"task": p.task, "method": p.first, "minus": p.second.method, **_ends("area", p.second.gap),
+         **_ends("better", p.second.better), "paired": p.second.paired}
+        for p in found
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def seeds_frame(tasks: Sequence[TaskResult]) -> pd.DataFrame:
+    """Area and last success of every finished run."""
+    rows = [
+        {"task": r.task, "seed": seed, "method": r.method, "area": area.mean(), "final": run.success[:, -1].mean()}
+        for task in tasks for r in task.results for seed, area, run in zip(r.seeds, r.areas, r.runs, strict=True)
     ]  # fmt: skip
     return pd.DataFrame(rows)
 

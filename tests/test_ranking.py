@@ -8,7 +8,7 @@ import pytest
 from known import FAST, SLOW, result_of, task_of
 
 from bench import report_coverage, report_curves, report_tables, report_words, summary
-from bench.report_ranking import Ranking, Standing, rank, spread, verdict
+from bench.report_ranking import Ranking, Standing, pairs, rank, spread, verdict
 from bench.stats import Estimate
 from bench.summary import Result, TaskResult
 
@@ -110,6 +110,33 @@ def test_better_is_paired_by_seed() -> None:
     assert second.better and second.better.value == 1.0 and second.paired
     _, second = rank([task_of(result_of("high", high), result_of("low", low[:2]))]).standings
     assert second.better and not second.paired
+
+
+def test_every_two_methods_are_compared_on_all_tasks_and_on_each() -> None:
+    """The larger area of the task comes first, and what is between two does not depend on a third."""
+    one, other = "a/a", "b/b"
+    mid = [[0.0, 0.4, 0.4], [0.0, 0.5, 0.5], [0.1, 0.4, 0.5]]  # areas 0.3, 0.375, 0.35
+    tasks = [
+        task_of(result_of("fast", FAST, one), result_of("mid", mid, one), result_of("slow", SLOW, one)),
+        task_of(result_of("fast", SLOW, other), result_of("mid", FAST, other), result_of("slow", SLOW[:2], other)),
+    ]
+    found = report_tables.differences_frame(pairs(tasks)).set_index(["task", "method", "minus"])
+    assert len(found) == 9
+    assert found.loc[(one, "fast", "mid"), ["area", "better"]].tolist() == pytest.approx([1.025 / 3, 1.0])
+    assert found.loc[(one, "mid", "slow"), ["area", "better"]].tolist() == pytest.approx([0.625 / 3, 1.0])
+    assert found.loc[(other, "mid", "fast"), ["area", "better"]].tolist() == pytest.approx([0.55, 1.0])
+    both = found.loc[("all tasks", "mid", "fast")]
+    assert both["area"] == pytest.approx((0.55 - 1.025 / 3) / 2) and both["better"] == 0.5 and both["paired"]
+    short = found.loc[(other, "mid", "slow")]
+    assert not short["paired"] and short.isna()["area"]
+
+
+def test_areas_of_every_seed() -> None:
+    found = report_tables.seeds_frame([task_of(result_of("fast", FAST), result_of("slow", SLOW[:2]))])
+    assert found.set_index(["method", "seed"])["area"].to_dict() == pytest.approx(
+        {("fast", 0): 0.6, ("fast", 1): 0.75, ("fast", 2): 0.7, ("slow", 0): 0.1, ("slow", 1): 0.25}
+    )
+    assert found["final"].tolist() == [0.8, 1.0, 1.0, 0.4, 0.6]
 
 
 def test_the_page_says_which_probability_it_is() -> None:
