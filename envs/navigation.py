@@ -142,7 +142,7 @@ def _task(name: str, horizon: int, demonstrations: str, finetuning: str, profile
     variant = VARIANTS[f"navigation/{name}"]
     own: dict[str, dict[str, Any]] = {
         "goal": {"paper": {"policy.context": "observation"}},  # TMRL's code noises the position too
-        "instruction": {"quick": {"rl.decisions": 15_000}},  # where the best methods level off
+        "instruction": {"quick": {"rl.decisions": 12_000}},  # where the best methods level off
     }[variant.context]
     return Task(
         id=f"navigation/{name}",

@@ -35,7 +35,7 @@ ACTION_NOISE = 0.15  # standard deviation of the demonstrator's noise, per actio
 POINTING_DOWN = np.array([0.0, 1.0, 0.0, 1.0, 0.0, 0.0])  # first two columns of the gripper's rotation, end to end
 
 QUICK = {
-    "pretrain.batch": 128, "pretrain.steps": 8000, "rl.decisions": 12_000, "rl.discount": 0.97,
+    "pretrain.batch": 128, "pretrain.steps": 8_000, "rl.decisions": 6_000, "rl.discount": 0.97,
     "evaluation.points": 5, "evaluation.states": 48,
     "coverage.states": 10, "coverage.selection_states": 5, "coverage.sigmas": (0.0, 0.25, 0.5),
 }  # fmt: skip
