@@ -1,14 +1,12 @@
 """`bench perf`: what the harness costs, each figure beside its baseline, measured in turns on one core.
 
-Environment steps and gradient steps are per second of CPU time of one thread. A cell's shares are those of the
-profile's budget, put together from the cost of a round of decisions, of an evaluation and of a checkpoint. A section
-that fails is recorded, and the others are measured.
+Environment steps and gradient steps are per second of CPU time of one thread. A section that fails is recorded, and the
+others are measured.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import io
 import itertools
 import json
@@ -18,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,146 +29,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench import flow, policies, registry
-from bench import pretraining as loop
 from bench.executor import Board, Executor
+from bench.perf_cells import FULL, QUICK, Size, cell_shares, prepare, pretraining, request
 from bench.perf_environments import environments, side_by_side
 from bench.perf_flow import flows
 from bench.perf_updates import updates
-from bench.plan import Cell as PlannedCell
-from bench.plan import Plan, Request, make_plan
-from bench.stages import demos, finetune
-from bench.stages.common import Reporter
+from bench.plan import Plan, make_plan
 from bench.store import LIBRARIES, Store, commit, versions, with_python, write_atomic, write_json
-from bench.timing import Clock
 from bench.types import InputError
 
 WIDTH = 150  # characters of the tables where there is no terminal
 ENVIRONMENTS = 4  # side by side
-SHARE_OF_DEMOS = 10  # a cell is timed with one in so many demonstrations
-
-
-@dataclass(frozen=True)
-class Size:
-    """How long is measured."""
-
-    turns: int  # of the variants of a comparison
-    seconds: float  # of CPU time for each variant in a turn
-    cell_seconds: float  # of decisions in a cell
-    pretrain_steps: int
-    scaling_decisions: int  # of each of the cells that 1 and 2 workers share
-    scaling_tasks: int  # that this is measured on, the last ones
-    scaling_turns: int
-    simulators: int  # of each suite
-
-
-FULL = Size(7, 0.6, cell_seconds=6.0, pretrain_steps=1500, scaling_decisions=3000, scaling_tasks=100, scaling_turns=3,
-            simulators=100)  # fmt: skip
-QUICK = Size(3, 0.12, cell_seconds=1.5, pretrain_steps=400, scaling_decisions=800, scaling_tasks=1, scaling_turns=1,
-             simulators=1)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Shares:
-    """Where the time goes, in shares of the whole, and the speed."""
-
-    name: str
-    per_second: float  # decisions or gradient steps
-    shares: dict[str, float]
-
-
-def prepare(store: Store, planned: PlannedCell, say: Callable[[str], None]) -> None:
-    """Run, in this process, what a cell needs before fine-tuning."""
-    for unit in planned.units[:-1]:
-        entry = store.entry(unit.stage, unit.key)
-        if entry.status() != "done":
-            say(f"{planned.name}: {unit.stage}")
-            entry.folder.mkdir(parents=True, exist_ok=True)
-            importlib.import_module(f"bench.stages.{unit.stage}").run(store, entry, unit, Reporter())
-
-
-def request(methods: tuple[str, ...], tasks: tuple[str, ...], seeds: tuple[int, ...], size: Size) -> Request:
-    """The quick profile with few demonstrations, little pretraining, and learning from the start."""
-    small = {"pretrain.steps": 20, "coverage.states": 1, "coverage.selection_states": 1, "coverage.attempts": 1,
-             "coverage.sigmas": (0.0,)}  # fmt: skip
-    demos = {t: {"demos.count": registry.task(t).demo_count // SHARE_OF_DEMOS} for t in tasks}
-    return Request(methods, tasks, seeds, "quick", small, demos)
-
-
-def cell_shares(store: Store, planned: PlannedCell, size: Size, say: Callable[[str], None]) -> Shares:
-    """Times the rounds, one evaluation and one checkpoint of a cell; puts together its whole budget."""
-    prepare(store, planned, say)
-    say(f"{planned.name}: fine-tuning")
-    unit = planned.units[-1]
-    entry = store.entry(unit.stage, unit.key)
-    entry.folder.mkdir(parents=True, exist_ok=True)
-    cell = finetune.Cell(store, entry, unit, Reporter())
-    config, evaluation = cell.config, cell.evaluation
-    while cell.counters.decisions < config.random_decisions + config.envs:
-        cell.one_round()
-    clock, rounds = Clock("harness"), 0
-    with ExitStack() as patches:
-        watch(clock, cell, patches)
-        clock.start()
-        end = time.perf_counter() + size.cell_seconds
-        while time.perf_counter() < end:
-            cell.one_round()
-            rounds += 1
-        spent = clock.stop()
-    seconds = {label: s * config.decisions / (rounds * config.envs) for label, s in spent.items()}
-    cell.counters.point = max(1, cell.counters.point)  # so that the agent is evaluated, not the policy before it
-    for label, work in (("evaluation", cell.evaluate), ("harness", cell.save)):
-        begun = time.perf_counter()
-        work()
-        seconds[label] = seconds.get(label, 0.0) + (time.perf_counter() - begun) * (evaluation.points + 1)
-    total = sum(seconds.values())
-    shares = {label: s / total for label, s in seconds.items()}
-    return Shares(planned.name, config.decisions / total, shares)
-
-
-def watch(clock: Clock, cell: finetune.Cell, patches: ExitStack) -> None:
-    """Put the clock on the parts of a cell; what is left of a round is the harness's own."""
-    for env in cell.steered.envs:
-        for method in ("step_chunk" if hasattr(env, "step_chunk") else "step", "reset"):
-            patches.enter_context(clock.watch(env, method, "simulation"))
-    for owner, method, label in (
-        (cell.policy, "act", "policy"), (cell.policy, "features", "policy"), (cell.engine, "sample", "policy"),
-        (cell.engine, "learn_from_buffer", "update"),
-    ):  # fmt: skip
-        patches.enter_context(clock.watch(owner, method, label))
-
-
-def pretraining(store: Store, planned: PlannedCell, size: Size, say: Callable[[str], None]) -> Shares:
-    """Gradient steps per second of plain cloning, and the shares of forward, backward, optimiser and the rest."""
-    say(f"{planned.task}: pretraining")
-    unit = next(u for u in planned.units if u.stage == "demos")
-    task = registry.task(unit.spec["task"])
-    config = dataclasses.replace(planned.settings.pretrain, steps=size.pretrain_steps)
-    clock = Clock("preparation")
-    data = demos.load(store.entry("demos", unit.key), task)
-    first, trainer = (
-        loop.Trainer(task, data, planned.settings.policy, budget, 0, store.root / name / task.id)
-        for name, budget in (("first", dataclasses.replace(config, steps=1)), ("timed", config))
-    )
-    first.flow()  # loads compiled code
-    with ExitStack() as patches:
-        for owner, method, label in (
-            (flow, "samples", "forward"), (flow.Descent, "forward", "forward"), (flow.Descent, "backward", "backward"),
-            (flow.Descent, "step", "optimiser"), (policies.FlowPolicy, "loss", "forward"),
-            (torch.Tensor, "backward", "backward"), (torch.optim.AdamW, "step", "optimiser"),
-            (loop, "release", "optimiser"), (loop, "checkpoint", "checkpoint"), (policies, "build", "set-up"),
-            (flow.Descent, "__init__", "set-up"),
-        ):  # fmt: skip
-            patches.enter_context(clock.watch(owner, method, label))
-        clock.start()
-        trainer.flow()
-        seconds = clock.stop()
-    seconds.pop("set-up")  # a few hundredths of a second, once
-    saving, training = seconds.pop("checkpoint"), sum(seconds.values())
-    each = saving / (1 + training // loop.CHECKPOINT_SECONDS)  # by the clock, and one at the end, short as this may be
-    seconds["preparation"] += each * training / loop.CHECKPOINT_SECONDS
-    total = sum(seconds.values())
-    return Shares(planned.task, size.pretrain_steps / total, {k: s / total for k, s in seconds.items()})
 
 
 def scaling(store: Store, method: str, task: str, size: Size, say: Callable[[str], None]) -> dict[str, float]:
@@ -228,25 +97,38 @@ def late_rate(points: Sequence[Mapping[str, Any]]) -> float:
     return float((end["decisions"] - before["decisions"]) / (end["wall_seconds"] - before["wall_seconds"]))
 
 
-def start_up(suites: list[str], say: Callable[[str], None]) -> dict[str, float]:
-    """Seconds of fresh processes: the command line, and the first step of each suite's first task."""
-    say("start-up")
-    found = {"bench list": _seconds([sys.executable, "-m", "bench", "list"])}
-    for name in suites:
-        code = (
-            f"from bench import registry; s = registry.suites()[{name!r}]; e = s.make(s.tasks[0], 0); e.reset();"
-            " e.step(e.action_space.sample())"
-        )
-        found[f"{name}: import, make, reset and first step"] = _seconds([sys.executable, "-c", code])
-    return found
+STEP = """
+import time
+from bench import registry
+suite = registry.suites()[{!r}]
+env = suite.make(suite.tasks[0], 0)
+made = time.perf_counter()
+env.reset()
+env.step(env.action_space.sample())
+print(time.perf_counter() - made)
+"""
 
 
-def _seconds(command: list[str]) -> float:
+def start_up(suites: list[str], turns: int, say: Callable[[str], None]) -> dict[str, list[float]]:
+    """Seconds of fresh processes in every turn: the command line, and the first step of each suite's first task."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for turn in range(turns):
+        say(f"start-up, {turn + 1} of {turns}")
+        found["bench list"].append(_process([sys.executable, "-m", "bench", "list"])[0])
+        for name in suites:
+            seconds, printed = _process([sys.executable, "-c", STEP.format(name)])
+            found[f"{name}: import, make, reset and first step"].append(seconds)
+            found[f"{name}: of these reset and first step"].append(float(printed.split()[-1]))
+    return dict(found)
+
+
+def _process(command: list[str]) -> tuple[float, str]:
+    """Seconds that a command takes, and what it prints."""
     begun = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"{shlex.join(command)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
-    return time.perf_counter() - begun
+    return time.perf_counter() - begun, done.stdout
 
 
 def sections(
@@ -266,7 +148,7 @@ def sections(
         "cells": lambda: [cell_shares(store, cell, size, say) for cell in plan.cells],
         "pretraining": lambda: [pretraining(store, cell, size, say) for cell in reversed(firsts)],
         "scaling": lambda: {t: scaling(store, methods[0], t, size, say) for t in tasks[-size.scaling_tasks :]},
-        "start_up": lambda: start_up(suites, say),
+        "start_up": lambda: start_up(suites, size.cell_turns, say),
     }
 
 
@@ -328,9 +210,11 @@ def _rates(title: str, section: Mapping[str, list[dict[str, Any]]]) -> Table:
 
 def _shares(title: str, section: list[dict[str, Any]]) -> Table:
     labels = list(dict.fromkeys(label for s in section for label in s["shares"]))
-    table = _table(title, "case", "per second", *labels)
+    table = _table(title, "case", "per second", "from, to", *labels)
     for s in section:
-        table.add_row(s["name"], f"{s['per_second']:,.0f}", *(f"{s['shares'].get(x, 0):.1%}" for x in labels))
+        spread = f"{s['low']:,.0f} to {s['high']:,.0f}" if s["low"] < s["high"] else ""
+        shares = (f"{s['shares'].get(x, 0):.1%}" for x in labels)
+        table.add_row(s["name"], f"{s['per_second']:,.0f}", spread, *shares)
     return table
 
 
@@ -343,10 +227,11 @@ def _scaling(title: str, section: Mapping[str, dict[str, float]]) -> Table:
     return table
 
 
-def _start_up(title: str, section: Mapping[str, float]) -> Table:
-    table = _table(title, "what", "seconds")
+def _start_up(title: str, section: Mapping[str, list[float]]) -> Table:
+    table = _table(title, "what", "seconds", "from, to")
     for name, seconds in section.items():
-        table.add_row(name, f"{seconds:.1f}")
+        spread = f"{min(seconds):.2f} to {max(seconds):.2f}" if len(seconds) > 1 else ""
+        table.add_row(name, f"{np.median(seconds):.2f}", spread)
     return table
 
 

@@ -102,9 +102,25 @@ def touches(simulation: Any) -> bool:
     return bool(simulation.check_contact(fingers))
 
 
+def holds(simulation: Any) -> bool:
+    """Whether both fingers have hold of the object; of the door, whether its handle is turned."""
+    match type(simulation).__name__:
+        case "Door":
+            return bool(abs(simulation.sim.data.qpos[simulation.handle_qpos_addr]) > 0.05)
+        case "Lift":
+            taken = simulation.cube
+        case "Stack":
+            taken = simulation.cubeA
+        case "PickPlaceCan":
+            taken = simulation.objects[simulation.object_id]
+        case _:
+            taken = simulation.nuts[simulation.nut_id]
+    return bool(simulation._check_grasp(simulation.robots[0].gripper, taken))
+
+
 def test_strict_repeats_robosuite_and_fast_comes_close(shared: Simulator) -> None:
     """Episodes with contact side by side; `fast` starts every step anew from robosuite's state."""
-    simulation, errors, contacts = shared.simulation, [], 0
+    simulation, errors, contacts, held = shared.simulation, [], 0, 0
     strict, fast = CompiledArm(shared, fast=False), ArmLoop(shared, fast=True)
     motions: list[Callable[..., Iterator[Array]]] = [random_motion, grasp, random_motion, grasp]
     for seed, motion in enumerate(motions):
@@ -119,7 +135,8 @@ def test_strict_repeats_robosuite_and_fast_comes_close(shared: Simulator) -> Non
             assert_same_bits(simulation, strict, action)
             errors.append(step_error(simulation, fast))
             contacts += motion is grasp and touches(simulation)
-    assert contacts > 20
+            held += motion is grasp and holds(simulation)
+    assert contacts > 20 and held > 20
     assert np.mean(np.array(errors) <= 1e-8) >= 0.99 and max(errors) > 0.0
     assert np.median(errors) < 1e-11
 

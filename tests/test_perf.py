@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import perf, perf_environments, perf_flow, perf_updates
+from bench import perf, perf_cells, perf_environments, perf_flow, perf_updates
 from bench.plan import make_plan
 from bench.rl import RLConfig
 from bench.store import Store
 from bench.timing import Clock, in_turns
 from bench.types import InputError
 
-TINY = perf.Size(
+TINY = perf_cells.Size(
     turns=1,
     seconds=0.01,
-    cell_seconds=0.2,
+    cell_turns=2,
+    cell_seconds=0.1,
     pretrain_steps=12,
     scaling_decisions=160,
     scaling_tasks=1,
@@ -89,26 +90,43 @@ def test_products_of_an_update_are_counted_by_hand() -> None:
 
 def test_cells_pretraining_and_workers_are_measured(tmp_path: Path) -> None:
     store, task = Store(tmp_path), "toy/reach"
-    plan = make_plan(perf.request(("bc",), (task,), (0,), TINY))
-    cell = perf.cell_shares(store, plan.cells[0], TINY, quiet)
-    training = perf.pretraining(store, plan.cells[0], TINY, quiet)
+    plan = make_plan(perf_cells.request(("bc",), (task,), (0,), TINY))
+    cell = perf_cells.cell_shares(store, plan.cells[0], TINY, quiet)
+    training = perf_cells.pretraining(store, plan.cells[0], TINY, quiet)
     for shares, labels in (
         (cell, {"harness", "policy", "simulation", "update", "evaluation"}),
         (training, {"preparation", "forward", "backward", "optimiser"}),
     ):
         assert set(shares.shares) == labels and all(x > 0 for x in shares.shares.values())
-        assert sum(shares.shares.values()) == pytest.approx(1.0) and shares.per_second > 0
+        assert sum(shares.shares.values()) == pytest.approx(1.0)
+        assert 0 < shares.low <= shares.per_second <= shares.high
     workers = perf.scaling(store, "bc", task, TINY, quiet)
     assert 0 < workers["ratio_low"] <= workers["ratio"] <= workers["ratio_high"] and workers["1 worker"] > 0
     beside = perf_environments.side_by_side((task,), 2, {task: 4}, 1, 0.02, quiet)[task]
     assert [r.name for r in beside][:2] == ["stock in SubprocVecEnv", "strict"] and all(r.per_second for r in beside)
     found = {
         "machine": perf.machine(), "environments": {}, "side_by_side": {task: [vars(r) for r in beside]},
-        "cells": [vars(cell)], "pretraining": [vars(training)], "scaling": {task: workers}, "start_up": {"x": 1.0},
+        "cells": [vars(cell)], "pretraining": [vars(training)], "scaling": {task: workers}, "start_up": {"x": [1.0]},
     }  # fmt: skip
     text = perf.markdown(found)
     assert "stock in SubprocVecEnv" in text and "preparation" in text and "bc on toy/reach, seed 0" in text
     assert "### Seconds of a fresh process" in text and "gradient steps per second of CPU" not in text
+
+
+def test_turns_are_medians_and_extremes_of_the_rate_and_shares_of_all() -> None:
+    found = perf_cells.combined("x", 12, [{"a": 1.0, "b": 1.0}, {"a": 2.0, "b": 2.0}, {"a": 4.0, "b": 2.0}])
+    assert (found.low, found.per_second, found.high) == (2.0, 3.0, 6.0)
+    assert found.shares == pytest.approx({"a": 7 / 12, "b": 5 / 12})
+
+
+def test_start_up_is_measured_in_fresh_processes() -> None:
+    found = perf.start_up(["toy"], 2, quiet)
+    whole, step = (
+        found[f"toy: {what}"] for what in ("import, make, reset and first step", "of these reset and first step")
+    )
+    assert len(found["bench list"]) == 2 and all(0 < s < w for s, w in zip(step, whole, strict=True))
+    with pytest.raises(InputError, match="nonsense"):
+        perf.start_up(["nonsense"], 1, quiet)
 
 
 def test_workers_are_compared_turn_by_turn_once_their_code_is_loaded() -> None:
@@ -126,7 +144,7 @@ def test_the_flow_is_measured_with_torch_first() -> None:
 
 
 def test_a_cell_that_fails_under_the_workers_is_named(tmp_path: Path) -> None:
-    store, plan = Store(tmp_path), make_plan(perf.request(("bc",), ("toy/reach",), (0,), TINY))
+    store, plan = Store(tmp_path), make_plan(perf_cells.request(("bc",), ("toy/reach",), (0,), TINY))
     for unit in plan.cells[0].units[:-1]:  # done, and nothing in them
         entry = store.entry(unit.stage, unit.key)
         entry.folder.mkdir(parents=True)
@@ -141,7 +159,7 @@ def test_a_section_that_fails_leaves_the_others() -> None:
     def broken() -> None:
         raise RuntimeError("no such part\nand more")
 
-    parts = {"updates": lambda: {"a": []}, "cells": broken, "start_up": lambda: {"x": 1.0}}
+    parts = {"updates": lambda: {"a": []}, "cells": broken, "start_up": lambda: {"x": [1.0]}}
     found = perf.measure(parts, True, lambda now: saved.append(dict(now)), quiet)
     assert found["failed"] == {"cells": "no such part"} and len(saved) == 3
     assert [t.title for t in perf.tables(found)] == [

@@ -192,7 +192,7 @@ def test_update_moves_weights_beyond_the_tolerance_of_that_comparison() -> None:
     fill(model)
     before = {k: v.clone() for k, v in model.policy.state_dict().items()}
     model.learn_from_buffer(20)
-    moved = [not torch.allclose(v, before[k], rtol=1e-4, atol=2e-6) for k, v in model.policy.state_dict().items()]
+    moved = [not torch.allclose(v, before[k], rtol=1e-4, atol=1e-5) for k, v in model.policy.state_dict().items()]
     assert all(moved)
 
 
