@@ -230,8 +230,8 @@ def _scaling(title: str, section: Mapping[str, dict[str, float]]) -> Table:
 def _start_up(title: str, section: Mapping[str, list[float]]) -> Table:
     table = _table(title, "what", "seconds", "from, to")
     for name, seconds in section.items():
-        spread = f"{min(seconds):.2f} to {max(seconds):.2f}" if len(seconds) > 1 else ""
-        table.add_row(name, f"{np.median(seconds):.2f}", spread)
+        spread = f"{min(seconds):.3f} to {max(seconds):.3f}" if len(seconds) > 1 else ""
+        table.add_row(name, f"{np.median(seconds):.3f}", spread)
     return table
 
 

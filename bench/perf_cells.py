@@ -34,7 +34,7 @@ class Size:
 
     turns: int  # of the variants of a comparison
     seconds: float  # of CPU time for each variant in a turn
-    cell_turns: int  # of a cell and of a pretraining
+    cell_turns: int  # of a cell, a pretraining and the start-up
     cell_seconds: float  # of decisions of a cell in a turn
     pretrain_steps: int  # in a turn
     scaling_decisions: int  # of each of the cells that 1 and 2 workers share

@@ -65,7 +65,7 @@ def rank(tasks: Sequence[TaskResult]) -> Ranking:
     shown = [t for t in tasks if t.ranked]
     names = dict.fromkeys(r.method for t in tasks for r in t.results)
     own = {name: _of(name, shown) for name in names}
-    everywhere = {name: [r for t in tasks for r in t.results if r.method == name] for name in names}
+    everywhere = {name: _of(name, tasks) for name in names}
     found = [_alone(name, own[name], everywhere[name], len(shown)) for name in names]
     found.sort(key=lambda s: -s.mean.value if s.mean else np.inf)
     compared = [s if not i or s.mean is None else _against(s, own[found[0].method], own[s.method])
