@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -49,26 +48,27 @@ def split(task: Task, config: PolicyConfig) -> Task:
     return task.split((*task.state_keys, *task.context_keys)) if config.context == "observation" else task
 
 
-@dataclass(frozen=True)
-class ContextNoise:
+class ContextNoise(nn.Module):
     """How σ noises the context: ᾱ on an even grid over [0, 1], which entries of c are noised, in which space."""
 
-    alpha_bar: tuple[float, ...]  # ᾱ(0) = 1 first
-    mask: tuple[bool, ...]  # (C,) entries of c that are noised
-    raw: bool = False  # noise the raw values instead of the normalised ones
+    _alpha_bar: Tensor
+    _mask: Tensor
+
+    def __init__(self, alpha_bar: tuple[float, ...], mask: tuple[bool, ...], raw: bool = False) -> None:
+        """`alpha_bar`: ᾱ(0) = 1 first; `mask` (C,); `raw`: noise the raw values instead of the normalised ones."""
+        super().__init__()
+        self.alpha_bar, self.mask, self.raw = alpha_bar, mask, raw
+        self.register_buffer("_alpha_bar", torch.tensor(alpha_bar), persistent=False)
+        self.register_buffer("_mask", torch.tensor(mask, dtype=torch.bool), persistent=False)
 
     def corrupt(self, c: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
         """c (B, C), σ (B,), ε (B, C) → c̃ (B, C); entries outside the mask pass unchanged (TMRL, forward diffusion)."""
-        table, mask = (x.to(c.device) for x in self._tensors)
+        table = self._alpha_bar
         position = sigma.clamp(0, 1) * (len(table) - 1)
         low = position.floor().long().clamp(max=len(table) - 2)
         alpha = torch.lerp(table[low], table[low + 1], position - low)[:, None]
         noised = alpha.sqrt() * c + (1 - alpha).sqrt() * eps
-        return torch.where(mask, noised, c)
-
-    @cached_property
-    def _tensors(self) -> tuple[Tensor, Tensor]:
-        return torch.tensor(self.alpha_bar), torch.tensor(self.mask, dtype=torch.bool)
+        return torch.where(self._mask, noised, c)
 
 
 def time_features(t: Tensor, size: int = 16) -> Tensor:
@@ -211,12 +211,14 @@ class Features(nn.Module):
 
     mean: Tensor
     std: Tensor
+    _positions: Tensor
 
     def __init__(self, size: int, positions: tuple[int, ...], octaves: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
-        self.positions, self.octaves = list(positions), octaves
+        self.register_buffer("_positions", torch.tensor(positions, dtype=torch.int64), persistent=False)
+        self.octaves = octaves if positions else 0
         self.size = size + 2 * octaves * len(positions)
 
     def fit(self, data: Tensor) -> None:
@@ -232,10 +234,10 @@ class Features(nn.Module):
 
     def expand(self, x: Tensor) -> Tensor:
         """Normalised (B, D) → (B, size); wavelengths 4, 2, 1, … deviations."""
-        if not self.octaves or not self.positions:
+        if not self.octaves:
             return x
         octave = 2.0 ** torch.arange(self.octaves, device=x.device) * (math.pi / 2)
-        angle = (x[:, self.positions, None] * octave).flatten(1)
+        angle = (x.index_select(1, self._positions)[:, :, None] * octave).flatten(1)
         return torch.cat([x, angle.sin(), angle.cos()], dim=1)
 
 

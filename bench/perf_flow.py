@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from bench import flow, nets, policies
+from bench.pretraining import one_graph
 from bench.timing import Rate, in_turns
 from bench.types import Dims
 
@@ -24,6 +26,10 @@ def flows(turns: int, seconds: float, say: Callable[[str], None]) -> dict[str, l
         found[f"chunks while acting, {rows} rows"] = in_turns(acting(rows), turns, seconds)
     say("the flow: gradient steps")
     found[f"gradient steps of {BATCH} samples"] = in_turns(training(), turns, seconds)
+    if torch.cuda.is_available():
+        say("the flow: gradient steps on the GPU")
+        on_gpu = in_turns(graphs(torch.device("cuda")), turns, seconds, time.perf_counter)
+        found[f"gradient steps of {BATCH} samples on {torch.cuda.get_device_name()}"] = on_gpu
     return found
 
 
@@ -57,6 +63,30 @@ def acting(rows: int) -> dict[str, Callable[[], int]]:
         return rows
 
     return {"torch": by_torch, "compiled": compiled}
+
+
+def graphs(device: torch.device) -> dict[str, Callable[[], int]]:
+    """Ten gradient steps at a call, kernel by kernel and as one graph."""
+
+    def steps(graph: bool) -> Callable[[], int]:
+        trained = policy().to(device)
+        s, c, z, sigma, eps = (x.to(device) for x in draw(BATCH))
+        sample = s, c, z.flip(0), torch.ones(BATCH, MAZE.chunk, device=device), z, sigma, sigma, eps
+        optimiser = torch.optim.AdamW(trained.parameters(), fused=True)
+        loss = one_graph(trained, sample) if graph else trained.loss
+
+        def ten() -> int:
+            for _ in range(10):
+                value = loss(*sample)
+                optimiser.zero_grad()
+                value.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+            value.item()  # waits for the GPU
+            return 10
+
+        return ten
+
+    return {"torch": steps(False), "one graph": steps(True)}
 
 
 def training() -> dict[str, Callable[[], int]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +19,7 @@ from bench import kernels, nets
 from bench.flat import zeros
 from bench.flow import Descent, Integration, Samples, unshare
 from bench.policies import FlowPolicy
-from bench.pretraining import PretrainConfig, Trainer
+from bench.pretraining import PretrainConfig, Trainer, one_graph
 from bench.types import Stopped
 from methods import bc, csp, posterior_bc
 
@@ -44,6 +47,68 @@ def test_compiled_steps_equal_autograd(
         assert torch.allclose(found[name], expected, rtol=1e-3, atol=1e-3 * scale), name
         if name.startswith("module.net.") and (method is csp or "embed_sigma" not in name):
             assert not torch.allclose(start[name], expected, rtol=1e-3, atol=1e-3 * scale), name
+
+
+@pytest.fixture
+def traced_sample(tmp_path: Path) -> tuple[FlowPolicy, list[torch.Tensor]]:
+    """A smoothed policy that can still learn, and arguments of its loss, each other row past its episode's end."""
+    policy = train(csp, tmp_path).requires_grad_(True)
+    s, c, z, tau, eps = (torch.from_numpy(x) for x in inputs(policy, batch=8, sigma=0.3))
+    weight = torch.ones(z.shape[:2])
+    weight[::2, -1] = 0
+    return policy, [s, c, z.flip(0), weight, z, tau, tau, eps]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++, which is not installed")
+def test_the_graph_for_a_gpu_has_the_gradients_of_autograd(
+    traced_sample: tuple[FlowPolicy, list[torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled for a CPU, where torch fuses the kernels as well."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    policy, sample = traced_sample
+    parameters = dict(policy.named_parameters())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="pretraining goes on")
+        loss = one_graph(policy, tuple(sample))
+    assert all(p.grad is None for p in parameters.values())
+    value = policy.loss(*sample)
+    expected = dict(zip(parameters, torch.autograd.grad(value, list(parameters.values())), strict=True))
+    found = loss(*sample)
+    found.backward()
+    torch.testing.assert_close(found, value)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.grad, expected[name], msg=name)
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "transformer"])
+@pytest.mark.parametrize("raw", [False, True])
+def test_nothing_in_the_loss_stays_on_another_device(
+    traced_sample: tuple[FlowPolicy, list[torch.Tensor]], architecture: str, raw: bool
+) -> None:
+    """A tensor left on the CPU would fail on a GPU, or keep torch from recording a CUDA graph."""
+    trained, sample = traced_sample
+    net = dataclasses.replace(SMALL, architecture=architecture, fourier=2)
+    entries = tuple(range(trained.dims.state)), tuple(range(trained.dims.context))
+    noise = nets.ContextNoise((1.0, 0.5), (True,) * trained.dims.context, raw)
+    policy = FlowPolicy(trained.dims, net, entries, noise).to("meta")
+    policy.loss(*(x.to("meta") for x in sample)).backward()
+    assert all(p.grad is not None for p in policy.parameters())
+
+
+def test_what_torch_cannot_compile_is_trained_as_it_is(
+    traced_sample: tuple[FlowPolicy, list[torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(loss: object, **options: object) -> Callable[..., torch.Tensor]:
+        def call(*sample: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no compiler\nand a long trace")
+
+        return call
+
+    policy, sample = traced_sample
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.warns(UserWarning, match=r"cannot compile \(no compiler\)$"):
+        loss = one_graph(policy, tuple(sample))
+    assert loss == policy.loss
 
 
 def test_stopped_among_prepared_batches_goes_on_to_the_same_bits(tmp_path: Path) -> None:
