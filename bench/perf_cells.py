@@ -25,7 +25,7 @@ from bench.stages.common import Reporter
 from bench.store import Store
 from bench.timing import Clock
 
-SHARE_OF_DEMOS = 10  # a cell is timed with one in so many demonstrations
+SHARE_OF_DEMOS = 20  # a cell is timed with one in so many demonstrations
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Size:
 
 FULL = Size(7, 0.6, cell_turns=3, cell_seconds=2.0, pretrain_steps=500, scaling_decisions=3000, scaling_tasks=100,
             scaling_turns=3, simulators=100)  # fmt: skip
-QUICK = Size(3, 0.12, cell_turns=1, cell_seconds=1.5, pretrain_steps=400, scaling_decisions=800, scaling_tasks=1,
+QUICK = Size(3, 0.12, cell_turns=1, cell_seconds=1.2, pretrain_steps=250, scaling_decisions=800, scaling_tasks=1,
              scaling_turns=1, simulators=1)  # fmt: skip
 
 
