@@ -1,0 +1,107 @@
+"""Draws what no single run has: leads.png, bounds.png and beside.png from the tables in this folder.
+
+`.venv/bin/python results/reference/published/draw.py` in the repository's root. leads.csv holds the rows of the runs'
+own tables/leads.csv, bounds.csv the areas on tuning seeds, published_curves.csv what can be read off the curves of
+TMRL (arXiv 2605.12236), ± 0.02.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench import figures, report_figures
+from bench.report_regime import Lead
+from bench.stats import Estimate
+
+FOLDER = Path(__file__).parent
+STEERED = ("bc", "csp", "csp_tmrl", "posterior_bc")
+NAMES = {"TMRL": "csp_tmrl", "DSRL": "bc", "PostBC": "posterior_bc", "RLPD": "rlpd", "SPiRL": "spirl"}
+CONTROL_STEPS = 20  # of a published step: one decision of up to 5 control steps in each of 4 environments
+OURS = {
+    "ours, 6 cells away": ("ladder", "navigation/pointmaze-giant-6"),
+    "ours, instructions": ("instruction", "navigation/pointmaze-giant-instruction"),
+}
+
+
+def leads() -> Figure:
+    """Lead over bc against bc's Success@K before RL."""
+
+    def estimate(row: pd.Series, name: str) -> Estimate:
+        return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+    values = "baseline_success", "area", "final"
+    found = [
+        Lead(r["task"], r["method"], r["k"], *(estimate(r, n) for n in values), r["seeds"])
+        for _, r in pd.read_csv(FOLDER / "leads.csv").iterrows()
+    ]
+    return report_figures.leads(found, "bc", figures.Style(STEERED))
+
+
+def bounds() -> Figure:
+    """Area against the bound of z: small points are seeds, large ones their means."""
+    table = pd.read_csv(FOLDER / "bounds.csv")
+    table = table[table["alpha"].isna() | table["alpha"].isin([1, 8])]
+    style = figures.Style(STEERED)
+    tasks = ("giant-instruction", "large-instruction", "large-unseen", "giant")
+    figure, panels = figures.new_figure(style, 6.2, rows=2, columns=2)
+    for axes, task in zip(panels, tasks, strict=True):
+        own = table[table["task"] == f"pointmaze-{task}"]
+        for (method, wide), rows in own.groupby(["method", own["alpha"] == 8]):
+            kind = {
+                "color": style.colour(method), "marker": style.marker(method), "linestyle": "--" if wide else "-",
+                "markerfacecolor": "none" if wide else style.colour(method),
+            }  # fmt: skip
+            mean = rows.groupby("z_bound")["area"].mean()
+            axes.plot(mean.index, mean, markersize=7, label=f"{method}, α = 8" if wide else method, **kind)
+            kind["linestyle"] = ""
+            axes.plot(rows["z_bound"], rows["area"], markersize=3, alpha=0.5, **kind)
+        axes.set(xscale="log", xlim=(0.93, 6.5), ylim=(0, 1))
+        axes.set_xticks([1, 1.5, 2, 2.8, 4, 6], labels=["1", "1.5", "2", "2.8", "4", "6"], minor=False)
+        axes.minorticks_off()
+        axes.set_xlabel("bound of z", fontsize=9)
+        figures.title(axes, f"pointmaze-{task}", style)
+    label(figure, panels, style, "area under the success curve")
+    return figure
+
+
+def beside() -> Figure:
+    """The published curves and ours over the same axis."""
+    style = figures.Style([*NAMES.values(), "csp", "residual"])
+    figure, panels = figures.new_figure(style, 3.4, columns=3, width=8.0)
+    published = pd.read_csv(FOLDER / "published_curves.csv")
+    published = published[published["task"] == "pointmaze-giant"].replace({"method": NAMES})
+    published = published.rename(columns={"online_steps": "x", "success_rate": "success"})
+    curves = {"published, pointmaze-giant": published}
+    for name, (folder, task) in OURS.items():
+        table = pd.read_csv(FOLDER / folder / "tables" / "curves.csv")
+        table = table[(table["axis"] == "control_steps") & ~table["with_pretraining"] & (table["x"] > 0)]
+        own = table[(table["task"] == task) & table["method"].isin(list(NAMES.values()))]
+        curves[name] = own.assign(x=own["x"] / CONTROL_STEPS)
+    for axes, (name, table) in zip(panels, curves.items(), strict=True):
+        for method, rows in table.groupby("method"):
+            axes.plot(rows["x"], rows["success"], color=style.colour(method), marker=style.marker(method),
+                      markersize=3.5, label=method)  # fmt: skip
+        axes.set(xscale="log", xlim=(300, 1.2e6), ylim=(-0.02, 1.02))
+        axes.set_xticks([1e3, 1e4, 1e5, 1e6], labels=["1k", "10k", "100k", "1M"])
+        axes.minorticks_off()
+        axes.set_xlabel(f"steps of {CONTROL_STEPS} control steps", fontsize=9)
+        figures.title(axes, name, style)
+    label(figure, panels, style, "success rate")
+    return figure
+
+
+def label(figure: Figure, panels: list[Axes], style: figures.Style, y: str) -> None:
+    """The name of what is drawn upwards, and those of the lines below."""
+    lines = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.supylabel(y, fontsize=9, color=style.theme.ink)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3 if len(panels) == 4 else len(lines),
+                  frameon=False, fontsize=9, labelcolor=style.theme.ink)  # fmt: skip
+
+
+if __name__ == "__main__":
+    for draw in (leads, bounds, beside):
+        figures.write_bytes(FOLDER / f"{draw.__name__}.png", figures.render(draw(), "png"))
