@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bench import perf, perf_cells, perf_environments, perf_flow, perf_updates
 from bench.plan import make_plan
@@ -137,10 +138,19 @@ def test_workers_are_compared_turn_by_turn_once_their_code_is_loaded() -> None:
     assert perf.late_rate([{"decisions": n, "wall_seconds": s} for n, s in times]) == 40.0
 
 
-def test_the_flow_is_measured_with_torch_first() -> None:
+def test_the_flow_is_measured_with_torch_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = perf_flow.flows(1, 0.01, quiet)
     assert list(found)[-1] == "gradient steps of 256 samples" and len(found) == 5
     assert all([r.name for r in rates] == ["torch", "compiled"] and rates[1].per_second > 0 for rates in found.values())
+
+
+def test_steps_of_a_gpu_are_counted_kernel_by_kernel_and_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, and without the half minute that compiling takes."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda loss, **_: compiled.append(loss) or loss)
+    found = perf_flow.graphs(torch.device("cpu"))
+    assert {name: work() for name, work in found.items()} == {"torch": 10, "one graph": 10} and len(compiled) == 1
 
 
 def test_a_cell_that_fails_under_the_workers_is_named(tmp_path: Path) -> None:
