@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,13 @@ import pytest
 pytest.importorskip("ogbench", reason="the manipspace suite is not installed")
 
 import mujoco
+from scipy.spatial.transform import Rotation
 
 from bench import registry, video
 from bench.types import State, Task
 from envs import manipspace
-from envs._cube_scene import CENTRE, REACH, SCALE, ogbench_scene
+from envs._cube_kernel import FURTHEST, arm_of
+from envs._cube_scene import CENTRE, REACH, SCALE, CubeScene, ogbench_scene
 from envs.manipspace import AREA, AROUND, CARRY, PLACES, REWORDED, VARIANTS, CubeEnv, demonstrate, instructions
 
 SINGLE, DOUBLE = (registry.task(f"manipspace/cube-{number}") for number in ("single", "double"))
@@ -32,9 +35,9 @@ def random_actions(n: int, seed: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).uniform(-1, 1, (n, 5)).astype(np.float32)
 
 
-def demonstrated(task: Task, seed: int = 3) -> tuple[CubeEnv, npt.NDArray[np.float32]]:
+def demonstrated(task: Task, seed: int = 3, stepping: str = "strict") -> tuple[CubeEnv, npt.NDArray[np.float32]]:
     """An environment at the start of a demonstration that succeeds, and its actions (T, 5)."""
-    env, success = manipspace.make(task, seed), False
+    env, success = manipspace.make(task, seed, stepping), False
     while not success:
         before = env.get_state()
         _, actions, success = demonstrate(env, np.random.default_rng(seed))
@@ -66,6 +69,57 @@ def as_ogbench_orders_it(observation: dict[str, npt.NDArray[np.float32]], cubes:
     return np.concatenate([*robot, np.concatenate([places, turns], axis=1).ravel()])
 
 
+def test_fast_control_asks_for_ogbenchs_joints_and_grip() -> None:
+    """Also where the pose asked for is far from the arm's own, which takes several iterations, the first ones cut."""
+    env, actions = demonstrated(SINGLE)
+    scene, fast = env.scene, CubeScene(1, fast=True)
+    rng, low, high = np.random.default_rng(0), *env.scene.ogbench._workspace_bounds
+    cut, largest = 0, np.zeros(7)
+    for i, action in enumerate(np.concatenate([actions, random_actions(40, seed=1)])):
+        fast.set_state(scene.get_state())
+        if i % 5 == 0:  # as if the fingers were elsewhere
+            turn = Rotation.from_euler("zx", [rng.uniform(-np.pi, np.pi), np.pi]).as_matrix().ravel()
+            for data in (scene.data, fast.data):
+                data.site_xpos[scene._site], data.site_xmat[scene._site] = low + (i / 40 % 1) * (high - low), turn
+        scene._control(action)
+        fast._control(action)
+        cut += np.abs(scene.data.ctrl[:6] - scene.data.qpos[:6]).max() > FURTHEST
+        largest = np.maximum(largest, np.abs(scene.data.ctrl - fast.data.ctrl))
+        mujoco.mj_step(scene.model, scene.data, nstep=25)
+    assert largest.max() < 1e-9 and cut > 5
+
+
+def test_a_fast_step_is_ogbenchs_to_rounding() -> None:
+    """But where a contact makes more of it: OGBench's own steps are as far apart after 1e-13 radians more."""
+    env, actions = demonstrated(SINGLE)
+    fast, nudged = (manipspace.make(SINGLE, 0, stepping) for stepping in ("fast", "strict"))
+    near, as_near = [], []
+    for action in np.concatenate([actions, random_actions(100, seed=1)]):
+        for other in (fast, nudged):
+            other.set_state(env.get_state())
+        nudged.scene.ogbench.set_control(action)
+        nudged.scene.data.ctrl[:6] += 1e-13
+        mujoco.mj_step(nudged.scene.model, nudged.scene.data, nstep=25)
+        for scene in (fast.scene, env.scene):
+            scene.step(action)
+        for found, other in ((near, fast), (as_near, nudged)):
+            found.append(np.abs(env.scene.data.qpos - other.scene.data.qpos).max() <= 1e-8)
+    assert np.mean(near) >= max(0.9, np.mean(as_near) - 0.02)
+
+
+def test_the_demonstrator_succeeds_as_often_with_fast_steps() -> None:
+    env, rng = manipspace.make(SINGLE, 0, "fast"), np.random.default_rng(0)
+    assert np.mean([demonstrate(env, rng)[2] for _ in range(20)]) >= 0.85
+
+
+def test_an_arm_of_other_joints_is_refused() -> None:
+    model = mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><body><joint/><geom size='1'/></body></worldbody></mujoco>"
+    )
+    with pytest.raises(ValueError, match="6 hinges"):
+        arm_of(SimpleNamespace(_ik=SimpleNamespace(_model=model)))
+
+
 @pytest.mark.parametrize("task", [SINGLE, DOUBLE], ids=lambda task: task.id)
 def test_step_observation_and_success_are_ogbenchs_own(task: Task) -> None:
     env, actions = demonstrated(task)
@@ -84,9 +138,10 @@ def test_step_observation_and_success_are_ogbenchs_own(task: Task) -> None:
     assert True in successes and False in successes
 
 
+@pytest.mark.parametrize("stepping", ["strict", "fast"])
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.7], ids=["reset", "grasping", "carrying"])
-def test_restored_state_goes_on_with_the_same_bits(share: float) -> None:
-    env, actions = demonstrated(SINGLE)
+def test_restored_state_goes_on_with_the_same_bits(share: float, stepping: str) -> None:
+    env, actions = demonstrated(SINGLE, stepping=stepping)
     step = int(share * len(actions))
     for action in actions[:step]:
         env.step(action)
@@ -98,7 +153,7 @@ def test_restored_state_goes_on_with_the_same_bits(share: float) -> None:
     for action in rest:
         env.step(action)
         expected.append(env.get_state())
-    used = manipspace.make(SINGLE, seed=9)
+    used = manipspace.make(SINGLE, 9, stepping)
     used.step(random_actions(1, seed=4)[0])
     for restored in (env, used):
         restored.set_state(state)
@@ -108,11 +163,12 @@ def test_restored_state_goes_on_with_the_same_bits(share: float) -> None:
             assert_same(restored.get_state(), then)
 
 
-def test_environments_side_by_side_do_not_disturb_each_other() -> None:
+@pytest.mark.parametrize("stepping", ["strict", "fast"])
+def test_environments_side_by_side_do_not_disturb_each_other(stepping: str) -> None:
     actions = random_actions(24, seed=5).reshape(6, 4, 5)
 
     def follow(seed: int) -> State:
-        env = manipspace.make(SINGLE, seed)
+        env = manipspace.make(SINGLE, seed, stepping)
         for chunk in actions:
             env.step_chunk(chunk)
         return env.get_state()
