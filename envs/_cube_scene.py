@@ -1,15 +1,14 @@
 """OGBench's cube scene (arXiv 2410.20092) with a state that can be saved: arm, gripper, cubes and their targets.
 
 Model, controller and inverse kinematics are OGBench's own objects; a control step leaves out what it computes beside
-(colours, two unread observations and info dictionaries) and gives the same bits; a fast one has the controller and its
-inverse kinematics compiled (`envs._cube_kernel`), and so equals OGBench's to rounding.
+(colours, two unread observations and info dictionaries) and gives the same bits. A fast scene has the controller
+compiled (`envs._cube_kernel`), and its steps equal OGBench's to rounding.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -117,12 +116,11 @@ class CubeScene:
         self._quaternions = np.add.outer(places, np.arange(3, 7))  # of qpos (n, 4)
         self._targets = np.array(theirs._cube_target_mocap_ids)
         self._spec = mujoco.mjtState.mjSTATE_INTEGRATION
-        self._control: Callable[[npt.NDArray[np.float32]], None] = self.ogbench.set_control
+        self._arm: Any = None  # of the compiled controller
         if fast:
             from envs import _cube_kernel
 
-            self._arm, self._kernel = _cube_kernel.arm_of(theirs), _cube_kernel
-            self._control = self._set_control
+            self._arm, self._compiled_control = _cube_kernel.arm_of(theirs), _cube_kernel.control
 
     def place(self, layout: Layout, rng: np.random.Generator) -> None:
         """Begin an episode as OGBench does, the arm where `rng` puts it: gripper down, 20 to 35 cm above the table."""
@@ -143,18 +141,20 @@ class CubeScene:
         quaternion: FloatArray = self._lie.SO3.from_z_radians(yaw).wxyz
         return quaternion
 
-    def _set_control(self, action: npt.NDArray[np.float32]) -> None:
-        """OGBench's `set_control`, compiled."""
+    def set_control(self, action: npt.NDArray[np.float32]) -> None:
+        """Ask the arm and the gripper for what action (5,) in [-1, 1] says."""
         scene, data = self.ogbench, self.data
-        joints = data.qpos[scene._arm_joint_ids]
-        tips, turn = data.site_xpos[self._site], data.site_xmat[self._site]
-        driver = data.qpos[scene._gripper_opening_joint_id]
-        grip = self._kernel.control(self._arm, action, tips, turn, joints, driver)
+        if self._arm is None:
+            scene.set_control(action)
+            return
+        joints, opening = data.qpos[scene._arm_joint_ids], data.qpos[scene._gripper_opening_joint_id] / FULL_OPENING
+        tips, matrix = data.site_xpos[self._site], data.site_xmat[self._site]
+        grip = self._compiled_control(self._arm, action, tips, matrix, joints, opening)
         data.ctrl[scene._arm_actuator_ids], data.ctrl[scene._gripper_actuator_ids] = joints, grip
 
     def step(self, action: npt.NDArray[np.float32]) -> None:
         """A control step of OGBench with action (5,) in [-1, 1]."""
-        self._control(action)
+        self.set_control(action)
         self._mujoco.mj_step(self.model, self.data, nstep=self.ogbench._n_steps)
 
     def at_goal(self) -> npt.NDArray[np.bool_]:

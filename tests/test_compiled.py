@@ -10,7 +10,9 @@ from pathlib import Path
 PATHS = str(Path(__file__).parents[1]), str(Path(__file__).parent)
 LEARNED = """
 import hashlib, sys, tempfile, torch
+import numpy as np
 from pathlib import Path
+from envs import _cube_kernel
 import test_methods
 import test_rl
 torch.set_num_threads(1)
@@ -23,6 +25,12 @@ with tempfile.TemporaryDirectory() as folder:
     policy = test_methods.train(test_methods.csp, Path(folder))
 state += b"".join(v.numpy().tobytes() for v in policy.state_dict().values())
 state += policy.act(*test_methods.inputs(policy)).tobytes()
+rng = np.random.default_rng(0)
+shapes = _cube_kernel.Arm((6, 3), (6, 3), 3, 4, 3, 4, 3, 3, 5, 5)
+arm = _cube_kernel.Arm(*[rng.uniform(0.2, 0.8, shape) for shape in shapes])
+joints, action = rng.uniform(-1, 1, 6), rng.uniform(-1, 1, 5).astype(np.float32)
+_cube_kernel.control(arm, action, rng.uniform(0, 1, 3), np.eye(3).ravel(), joints, 0.5)
+state += joints.tobytes()
 print(hashlib.sha256(state).hexdigest())
 """
 CALL = """
@@ -59,7 +67,7 @@ def test_code_just_compiled_gives_the_bits_of_code_from_the_cache(tmp_path: Path
     compiled = run(LEARNED, *PATHS, cache=tmp_path)
     files = list(tmp_path.rglob("*.nbc"))
     assert {f.name.split("-")[0] for f in files} == {
-        "sac_kernel.act", "sac_kernel.update",
+        "_cube_kernel.control", "sac_kernel.act", "sac_kernel.update",
         "flow_kernel.forward_pass", "flow_kernel.backward_pass", "flow_kernel.step", "flow_kernel.integrate",
     }  # fmt: skip
     assert run(LEARNED, *PATHS, cache=tmp_path) == compiled
