@@ -107,6 +107,7 @@ def leads(found: Sequence[Lead], baseline: str, style: Style) -> Figure:
                       markeredgecolor=style.theme.paper, markeredgewidth=0.8)  # fmt: skip
         axes.axhline(0, color=style.theme.ink, linewidth=0.6, linestyle=(0, (1, 3)))
         axes.set(xlim=(-0.04, 1.04), ylim=(min(ends) - room, max(ends) + room))
+        axes.set_xticks((0.0, 0.5, 1.0), ("0", "0.5", "1"))  # short, or the last is cut off at the figure's edge
         axes.set_title(method, loc="left", fontsize=10, fontweight="bold", color=style.theme.ink)
     for axes in panels[len(methods) :]:
         axes.remove()
