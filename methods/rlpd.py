@@ -3,13 +3,15 @@
 Paper: RLPD, "Efficient Online Reinforcement Learning with Offline Data", arXiv 2302.02948: SAC whose batches are half
 demonstrations (symmetric sampling), with layer normalisation in the critics. What this harness keeps equal for all
 methods stays equal: the number of critics, gradient steps per decision, and that a decision is E control steps. So the
-RL action is E environment actions, (E, A) in [-1, 1], or one that is held; published RLPD has one per control step, ten
-critics and 20 gradient steps.
+RL action is one environment action, (A,) in [-1, 1], that is held for a decision, or one per control step, (E, A), with
+which it learnt far less on tuning seeds; published RLPD decides at every control step, with ten critics and 20 gradient
+steps.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,12 +29,13 @@ profiles = ("smoke", "standard", "paper")
 class Config:
     """The demonstrations' share, and the shape of an action."""
 
+    profiles: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"action": "free"}}
     demo_share: float = option(
         0.5, "share of every batch that comes from demonstrations", low=0.0, high=0.99,
         search={"space": "rl", "low": 0.0, "high": 0.75},
     )  # fmt: skip
     action: str = option(
-        "free", "one environment action for each control step of a decision, or one that is held",
+        "held", "one environment action for each control step of a decision, or one that is held",
         choices=("free", "held"), search={"space": "rl", "choices": ("free", "held")},
     )  # fmt: skip
 

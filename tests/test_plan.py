@@ -89,7 +89,7 @@ def test_stages_are_shared_and_keys_depend_on_what_goes_in() -> None:
 
 
 def test_paper_profile_has_the_published_settings() -> None:
-    words = ["run", "--profile", "paper", "--methods", "csp,posterior_bc", "--tasks", "navigation/pointmaze-giant"]
+    words = ["run", "--profile", "paper", "--methods", "csp,posterior_bc,rlpd", "--tasks", "navigation/pointmaze-giant"]
     cells = make_plan(cli.request_of(cli.parser().parse_args(words))).cells
     settings = cells[0].settings
     policy, rl = settings.policy, settings.rl
@@ -105,6 +105,7 @@ def test_paper_profile_has_the_published_settings() -> None:
     assert (noised.noise, noised.end, noised.sigma_training, noised.raw) == ("linear_beta", 0.364, "uniform", True)
     spread = next(c.config for c in cells if c.method == "posterior_bc")
     assert (spread.members, spread.width, spread.alpha) == (10, 512, 1.0)
+    assert next(c.config for c in cells if c.method == "rlpd").action == "free"
 
 
 def test_published_preset_is_the_published_comparison() -> None:
