@@ -117,16 +117,18 @@ class Variant:
     pairs: Callable[[Maze], Sequence[Pair]]  # fine-tuning: starts and goals, all equally likely
     goals: Callable[[Maze], Sequence[Cell]]  # demonstrations: commanded goals, all equally likely
     context: str = "goal"  # observation key; "instruction": the goal reaches the policy in no other way
-    z_bound: float = 1.5  # of every method, chosen on tuning seeds where it is another (docs/methods.md)
+    # Of every method, chosen on tuning seeds where they are others (docs/methods.md).
+    z_bound: float = 1.5
+    correction_bound: float = 0.2
 
 
 LADDER = (4, 6, 8, 12)  # path lengths in cells
 VARIANTS = {
     "navigation/pointmaze-large": Variant("large", _all_pairs, lambda maze: maze.cells),
-    "navigation/pointmaze-large-unseen": Variant("large", _unseen_pairs, commanded, z_bound=2.8),
+    "navigation/pointmaze-large-unseen": Variant("large", _unseen_pairs, commanded, z_bound=2.8, correction_bound=2.0),
     **{
         f"navigation/pointmaze-{kind}-instruction": Variant(
-            kind, _instructed_pairs, commanded, "instruction", z_bound=4.0
+            kind, _instructed_pairs, commanded, "instruction", z_bound=4.0, correction_bound=6.0
         )
         for kind in HELD_OUT_COLUMNS
     },
@@ -157,7 +159,13 @@ def _task(name: str, horizon: int, demonstrations: str, finetuning: str, profile
         demo_count=200_000,
         demo_unit="transitions",
         position_keys=("position", "goal") if variant.context == "goal" else ("position",),
-        settings={"policy.chunk": 8, "policy.execute": 8, "policy.fourier": 4, "method.z_bound": variant.z_bound},
+        settings={
+            "policy.chunk": 8,
+            "policy.execute": 8,
+            "policy.fourier": 4,
+            "method.z_bound": variant.z_bound,
+            "method.correction_bound": variant.correction_bound,
+        },
         profiles={profile: own.get(profile, {}) for profile in profiles.split()},
         **more,
     )

@@ -21,7 +21,7 @@ from bench.stats import wilson
 from bench.steering import decode, frozen
 from bench.store import Entry
 from bench.types import Agent, Demos, Dims, InputError, Progress, Task
-from methods import bc, csp, csp_tmrl, posterior_bc
+from methods import bc, csp, csp_tmrl, posterior_bc, residual
 
 SMALL = nets.PolicyConfig(chunk=4, execute=4, width=32, blocks=1, euler_steps=4)
 SHORT = PretrainConfig(steps=40, batch=32)
@@ -337,6 +337,19 @@ def test_inversion_finds_the_noise_that_repeats_a_chunk(tmp_path: Path) -> None:
     inside = np.abs(chunk).max(axis=(1, 2)) < 1
     assert inside.sum() > 4
     assert np.allclose(policy.invert(s, c, chunk)[inside], z[inside], atol=0.02)
+
+
+def test_a_correction_moves_executed_steps_alone_and_stays_inside() -> None:
+    dims = Dims(3, 2, 2, 4, execute=2)
+    chunk = np.float32([[[0.0, 0.9], [0.2, 0.0], [0.1, 0.1], [0.1, 0.1]]])
+    for correction, delta, want in [
+        ("held", [0.25, 0.5], [[0.25, 1.0], [0.45, 0.5]]),
+        ("free", [0.25, 0.5, -0.5, 0.0], [[0.25, 1.0], [-0.3, 0.0]]),
+    ]:
+        agent = residual.agent(residual.Config(correction_bound=0.5, correction=correction), dims)
+        assert [g.size for g in agent.groups] == [len(delta)] and agent.correct is not None
+        corrected = agent.correct(chunk, {"correction": np.float32([delta])})
+        assert np.allclose(corrected[:, :2], want) and np.array_equal(corrected[:, 2:], chunk[:, 2:])
 
 
 def test_options_that_define_a_method_are_recorded_and_not_overruled() -> None:

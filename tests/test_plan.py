@@ -62,10 +62,12 @@ def test_a_task_sets_an_option_of_every_method_that_has_it(monkeypatch: pytest.M
         make_plan(cli.request_of(cli.parser().parse_args(words)))
 
 
-def test_the_published_comparison_keeps_its_bound_of_z_on_every_task() -> None:
-    words = ["run", "--profile", "paper", "--methods", "bc,posterior_bc,csp,csp_tmrl", "--tasks", "navigation"]
-    cells = make_plan(cli.request_of(cli.parser().parse_args(words))).cells
-    assert len({c.task for c in cells}) > 5 and {c.config.z_bound for c in cells} == {1.5}
+def test_the_published_comparison_keeps_its_bounds_on_every_task() -> None:
+    words = ["run", "--profile", "paper", "--methods", "bc,posterior_bc,csp,csp_tmrl,residual", "--tasks", "navigation"]
+    configs = [c.config for c in make_plan(cli.request_of(cli.parser().parse_args(words))).cells]
+    assert len(configs) > 25
+    assert {getattr(c, "z_bound", 1.5) for c in configs} == {1.5}
+    assert {getattr(c, "correction_bound", 0.2) for c in configs} == {0.2}
 
 
 def test_settings_survive_json() -> None:
@@ -89,7 +91,8 @@ def test_stages_are_shared_and_keys_depend_on_what_goes_in() -> None:
 
 
 def test_paper_profile_has_the_published_settings() -> None:
-    words = ["run", "--profile", "paper", "--methods", "csp,posterior_bc,rlpd", "--tasks", "navigation/pointmaze-giant"]
+    words = ["run", "--profile", "paper", "--methods", "csp,posterior_bc,rlpd,residual"]
+    words += ["--tasks", "navigation/pointmaze-giant"]
     cells = make_plan(cli.request_of(cli.parser().parse_args(words))).cells
     settings = cells[0].settings
     policy, rl = settings.policy, settings.rl
@@ -106,6 +109,7 @@ def test_paper_profile_has_the_published_settings() -> None:
     spread = next(c.config for c in cells if c.method == "posterior_bc")
     assert (spread.members, spread.width, spread.alpha) == (10, 512, 1.0)
     assert next(c.config for c in cells if c.method == "rlpd").action == "free"
+    assert next(c.config for c in cells if c.method == "residual").correction == "free"
 
 
 def test_published_preset_is_the_published_comparison() -> None:
