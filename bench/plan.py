@@ -101,7 +101,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "rl.random_decisions": 2_000,
         "rl.updates_per_decision": 0.25, "rl.discount": 0.995, "rl.actor": (256,) * 4, "rl.critic": (256,) * 3,
         "rl.critics": 5, "rl.critic_norm": True, "rl.activation": "mish", "rl.temperature": 1.0,
-        "method.z_bound": 1.5, "method.correction_bound": 0.2,
+        "method.z_bound": 1.5, "method.correction_bound": 0.2, "method.action_bound": 1.0,
         "rl.entropy_in_target": False, "rl.bounded_value": False,
         "evaluation.states": 50, "evaluation.selection_states": 50,
         "coverage.states": 50, "coverage.selection_states": 50, "coverage.attempts": 20, "evaluation.points": 36,

@@ -16,7 +16,7 @@ Fine-tuning asks for four of those places in other words: by vectors that no dem
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
@@ -103,9 +103,7 @@ class Variant:
     cubes: int
     demonstrated: Split
     finetuned: Split
-    # Of every method, chosen on tuning seeds where they are others (docs/methods.md).
-    z_bound: float = 1.5
-    correction_bound: float = 0.2
+    bounds: dict[str, float] = field(default_factory=dict)  # of what agents choose, from tuning seeds (docs/methods.md)
 
 
 def draw_layout(rng: np.random.Generator, cubes: int, allowed: Allowed) -> Layout:
@@ -133,10 +131,10 @@ def _apart(starts: npt.NDArray[np.float64], goals: npt.NDArray[np.float64]) -> b
 
 
 VARIANTS = {
-    "manipspace/cube-single": Variant(1, Split(anywhere), Split(anywhere), correction_bound=0.05),
+    "manipspace/cube-single": Variant(1, Split(anywhere), Split(anywhere), bounds={"correction_bound": 0.05}),
     "manipspace/cube-single-shifted": Variant(1, Split(partial(inside, STRIP[1])), Split(partial(outside, OUTSIDE))),
     "manipspace/cube-single-instruction": Variant(
-        1, Split(partial(at, range(len(PLACES))), words=0), Split(partial(at, REWORDED), words=1), z_bound=2.8
+        1, Split(partial(at, range(len(PLACES))), words=0), Split(partial(at, REWORDED), words=1), {"z_bound": 2.8}
     ),
     "manipspace/cube-double": Variant(2, Split(anywhere), Split(anywhere)),
     "manipspace/cube-double-shifted": Variant(2, Split(partial(inside, STRIP[2])), Split(partial(outside, OUTSIDE))),
@@ -166,8 +164,7 @@ def _task(name: str, demo_count: int, demonstrations: str, finetuning: str) -> T
             "policy.chunk": 8,
             "policy.execute": 4,
             "rl.envs": 4,
-            "method.z_bound": variant.z_bound,
-            "method.correction_bound": variant.correction_bound,
+            **{f"method.{option}": value for option, value in variant.bounds.items()},
         },
         profiles={"standard": {}, "paper": {}} | ({"published": {}} if task_id == PUBLISHED else {}),
     )

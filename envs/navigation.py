@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any
@@ -117,18 +117,18 @@ class Variant:
     pairs: Callable[[Maze], Sequence[Pair]]  # fine-tuning: starts and goals, all equally likely
     goals: Callable[[Maze], Sequence[Cell]]  # demonstrations: commanded goals, all equally likely
     context: str = "goal"  # observation key; "instruction": the goal reaches the policy in no other way
-    # Of every method, chosen on tuning seeds where they are others (docs/methods.md).
-    z_bound: float = 1.5
-    correction_bound: float = 0.2
+    bounds: dict[str, float] = field(default_factory=dict)  # of what agents choose, from tuning seeds (docs/methods.md)
 
 
 LADDER = (4, 6, 8, 12)  # path lengths in cells
 VARIANTS = {
     "navigation/pointmaze-large": Variant("large", _all_pairs, lambda maze: maze.cells),
-    "navigation/pointmaze-large-unseen": Variant("large", _unseen_pairs, commanded, z_bound=2.8, correction_bound=2.0),
+    "navigation/pointmaze-large-unseen": Variant(
+        "large", _unseen_pairs, commanded, bounds={"z_bound": 2.8, "correction_bound": 2.0}
+    ),
     **{
         f"navigation/pointmaze-{kind}-instruction": Variant(
-            kind, _instructed_pairs, commanded, "instruction", z_bound=4.0, correction_bound=6.0
+            kind, _instructed_pairs, commanded, "instruction", {"z_bound": 4.0, "correction_bound": 6.0}
         )
         for kind in HELD_OUT_COLUMNS
     },
@@ -136,7 +136,9 @@ VARIANTS = {
         f"navigation/pointmaze-giant-{k}": Variant("giant", partial(_pairs_at, k), lambda maze: maze.cells)
         for k in LADDER
     },
-    "navigation/pointmaze-giant": Variant("giant", lambda maze: maze.tasks, lambda maze: maze.junctions, z_bound=1.0),
+    "navigation/pointmaze-giant": Variant(
+        "giant", lambda maze: maze.tasks, lambda maze: maze.junctions, bounds={"z_bound": 1.0}
+    ),
 }
 
 
@@ -163,8 +165,7 @@ def _task(name: str, horizon: int, demonstrations: str, finetuning: str, profile
             "policy.chunk": 8,
             "policy.execute": 8,
             "policy.fourier": 4,
-            "method.z_bound": variant.z_bound,
-            "method.correction_bound": variant.correction_bound,
+            **{f"method.{option}": value for option, value in variant.bounds.items()},
         },
         profiles={profile: own.get(profile, {}) for profile in profiles.split()},
         **more,

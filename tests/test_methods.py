@@ -21,7 +21,7 @@ from bench.stats import wilson
 from bench.steering import decode, frozen
 from bench.store import Entry
 from bench.types import Agent, Demos, Dims, InputError, Progress, Task
-from methods import bc, csp, csp_tmrl, posterior_bc, residual
+from methods import bc, csp, csp_tmrl, posterior_bc, residual, rlpd
 
 SMALL = nets.PolicyConfig(chunk=4, execute=4, width=32, blocks=1, euler_steps=4)
 SHORT = PretrainConfig(steps=40, batch=32)
@@ -350,6 +350,17 @@ def test_a_correction_moves_executed_steps_alone_and_stays_inside() -> None:
         assert [g.size for g in agent.groups] == [len(delta)] and agent.correct is not None
         corrected = agent.correct(chunk, {"correction": np.float32([delta])})
         assert np.allclose(corrected[:, :2], want) and np.array_equal(corrected[:, 2:], chunk[:, 2:])
+
+
+def test_actions_from_a_wide_range_are_clipped_and_repeat_demonstrations() -> None:
+    dims = Dims(3, 2, 2, 4, execute=4)
+    agent = rlpd.agent(rlpd.Config(action_bound=4.0), dims)
+    (group,) = agent.groups
+    noise, progress = {"eps": np.zeros((1, 2), np.float32)}, Progress(0.0, 0.0, 0.0)
+    demonstrated = np.full((1, 4, 2), [0.5, -1.0], np.float32)
+    for u, want in [(agent.encode(demonstrated), demonstrated), (np.float32([[1.0, -0.5]]), [[[1.0, -1.0]] * 4])]:
+        action = {"action": group.decode(u)}
+        assert np.allclose(agent.inputs(action, noise, progress)[0], want, atol=1e-5)
 
 
 def test_options_that_define_a_method_are_recorded_and_not_overruled() -> None:

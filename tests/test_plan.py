@@ -63,11 +63,11 @@ def test_a_task_sets_an_option_of_every_method_that_has_it(monkeypatch: pytest.M
 
 
 def test_the_published_comparison_keeps_its_bounds_on_every_task() -> None:
-    words = ["run", "--profile", "paper", "--methods", "bc,posterior_bc,csp,csp_tmrl,residual", "--tasks", "navigation"]
+    words = ["run", "--profile", "paper", "--methods", "all", "--tasks", "navigation"]
     configs = [c.config for c in make_plan(cli.request_of(cli.parser().parse_args(words))).cells]
-    assert len(configs) > 25
-    assert {getattr(c, "z_bound", 1.5) for c in configs} == {1.5}
-    assert {getattr(c, "correction_bound", 0.2) for c in configs} == {0.2}
+    assert len(configs) > 35
+    for option, published in {"z_bound": 1.5, "correction_bound": 0.2, "action_bound": 1.0}.items():
+        assert {getattr(c, option, published) for c in configs} == {published}
 
 
 def test_settings_survive_json() -> None:
