@@ -124,11 +124,15 @@ LADDER = (4, 6, 8, 12)  # path lengths in cells
 VARIANTS = {
     "navigation/pointmaze-large": Variant("large", _all_pairs, lambda maze: maze.cells),
     "navigation/pointmaze-large-unseen": Variant(
-        "large", _unseen_pairs, commanded, bounds={"z_bound": 2.8, "correction_bound": 2.0}
+        "large", _unseen_pairs, commanded, bounds={"z_bound": 2.8, "correction_bound": 2.0, "action_bound": 6.0}
     ),
     **{
         f"navigation/pointmaze-{kind}-instruction": Variant(
-            kind, _instructed_pairs, commanded, "instruction", {"z_bound": 4.0, "correction_bound": 6.0}
+            kind,
+            _instructed_pairs,
+            commanded,
+            "instruction",
+            {"z_bound": 4.0, "correction_bound": 6.0, "action_bound": 6.0},
         )
         for kind in HELD_OUT_COLUMNS
     },

@@ -42,10 +42,10 @@ def leads() -> Figure:
 
 
 def bounds() -> Figure:
-    """Area against the bound of z: small points are seeds, large ones their means."""
+    """Area against the bound of z, correction or action: small points are seeds, large ones their means."""
     table = pd.read_csv(FOLDER / "bounds.csv")
     table = table[table["alpha"].isna() | table["alpha"].isin([1, 8])]
-    style = figures.Style(STEERED)
+    style = figures.Style((*STEERED, "residual", "rlpd"))
     tasks = ("giant-instruction", "large-instruction", "large-unseen", "giant")
     figure, panels = figures.new_figure(style, 6.2, rows=2, columns=2)
     for axes, task in zip(panels, tasks, strict=True):
@@ -55,14 +55,14 @@ def bounds() -> Figure:
                 "color": style.colour(method), "marker": style.marker(method), "linestyle": "--" if wide else "-",
                 "markerfacecolor": "none" if wide else style.colour(method),
             }  # fmt: skip
-            mean = rows.groupby("z_bound")["area"].mean()
+            mean = rows.groupby("bound")["area"].mean()
             axes.plot(mean.index, mean, markersize=7, label=f"{method}, α = 8" if wide else method, **kind)
             kind["linestyle"] = ""
-            axes.plot(rows["z_bound"], rows["area"], markersize=3, alpha=0.5, **kind)
-        axes.set(xscale="log", xlim=(0.93, 6.5), ylim=(0, 1))
-        axes.set_xticks([1, 1.5, 2, 2.8, 4, 6], labels=["1", "1.5", "2", "2.8", "4", "6"], minor=False)
+            axes.plot(rows["bound"], rows["area"], markersize=3, alpha=0.5, **kind)
+        axes.set(xscale="log", xlim=(0.17, 6.9), ylim=(0, 1))
+        axes.set_xticks([0.2, 0.5, 1, 2, 4, 6], labels=["0.2", "0.5", "1", "2", "4", "6"], minor=False)
         axes.minorticks_off()
-        axes.set_xlabel("bound of z", fontsize=9)
+        axes.set_xlabel("bound of z, correction or action", fontsize=9)
         figures.title(axes, f"pointmaze-{task}", style)
     label(figure, panels, style, "area under the success curve")
     return figure
