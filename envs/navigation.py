@@ -141,7 +141,7 @@ VARIANTS = {
         for k in LADDER
     },
     "navigation/pointmaze-giant": Variant(
-        "giant", lambda maze: maze.tasks, lambda maze: maze.junctions, bounds={"z_bound": 1.0}
+        "giant", lambda maze: maze.tasks, lambda maze: maze.junctions, bounds={"z_bound": 1.0, "action_bound": 4.0}
     ),
 }
 

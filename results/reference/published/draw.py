@@ -44,7 +44,7 @@ def leads() -> Figure:
 def bounds() -> Figure:
     """Area against the bound of z, correction or action: small points are seeds, large ones their means."""
     table = pd.read_csv(FOLDER / "bounds.csv")
-    table = table[table["alpha"].isna() | table["alpha"].isin([1, 8])]
+    table = table[(table["alpha"].isna() | table["alpha"].isin([1, 8])) & (table["bound"] >= 0.2)]
     style = figures.Style((*STEERED, "residual", "rlpd"))
     tasks = ("giant-instruction", "large-instruction", "large-unseen", "giant")
     figure, panels = figures.new_figure(style, 6.2, rows=2, columns=2)
