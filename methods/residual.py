@@ -31,7 +31,7 @@ class Config:
     profiles: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"correction": "free"}}
     correction_bound: float = option(
         0.2, "largest correction of an action entry, of which 1 is the action space's half range", low=0.0, high=10.0,
-        search={"space": "rl", "low": 0.05, "high": 4.0, "log": True},
+        search={"space": "rl", "low": 0.05, "high": 6.0, "log": True},
     )  # fmt: skip
     correction: str = option(
         "held", "one correction for each control step of a decision, or one that is held",
