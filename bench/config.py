@@ -47,9 +47,14 @@ def option(
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the closest of the names, or nothing."""
-    match = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
+    """` (did you mean 'x'?)` for the closest of the names, or nothing.
+
+    Of dotted names, one of the same section that contains the last part goes first: `correction_bound` for `bound`.
+    """
+    section, _, last = name.rpartition(".")
+    close = difflib.get_close_matches(name, list(names), n=10, cutoff=0.5)
+    own = [match for match in close if section and match.startswith(f"{section}.") and last in match]
+    return f" (did you mean {(own or close)[0]!r}?)" if close else ""
 
 
 @cache

@@ -70,6 +70,13 @@ def test_the_published_comparison_keeps_its_bounds_on_every_task() -> None:
         assert {getattr(c, option, published) for c in configs} == {published}
 
 
+def test_a_mistyped_key_is_told_the_nearest_one_of_its_own_section_first() -> None:
+    names = ("spirl.bound", "residual.correction_bound", "csp_tmrl.exponent", "csp.end")
+    assert cfg.nearest("residual.bound", names) == " (did you mean 'residual.correction_bound'?)"
+    assert cfg.nearest("csp.exponent", names) == " (did you mean 'csp_tmrl.exponent'?)"
+    assert cfg.nearest("zzz", names) == ""
+
+
 def test_settings_survive_json() -> None:
     settings = cfg.override(Settings(), {"rl.actor": "32,16", "demos.count": "auto", "rl.critic_norm": "no"}, "test")
     assert settings.rl.actor == (32, 16) and settings.demos.count is None and not settings.rl.critic_norm
