@@ -35,10 +35,10 @@ def paired_improvement(
     """P(X > Y) + P(X = Y) / 2 for the runs X of `first` and Y of `second` with one seed; mean over T tasks.
 
     Runs (task, seed) → (); both methods must have all planned ones, unless given those that either has. Runs of one
-    seed share demonstrations and start states: what is easy for one is easy for the other, which the unpaired number
-    mixes in. The interval is Wilson's with all pairs as independent attempts, a tie being half a win. At 95 % it held
-    the truth in 94 – 98 % of simulations with 3 and 8 tasks of 2 to 10 seeds and chances from 0.05 to 0.95 that differ
-    by task, in 84 – 100 % with one task.
+    seed share random streams and often the pretrained policy: what is easy for one is easy for the other, which the
+    unpaired number mixes in. The interval is Wilson's with all pairs as independent attempts, a tie being half a win.
+    At 95 % it held the truth in 94 – 98 % of simulations with 3 and 8 tasks of 2 to 10 seeds and chances from 0.05 to
+    0.95 that differ by task, in 84 – 100 % with one task.
     """
     planned = {*first, *second} if planned is None else planned
     if not planned:

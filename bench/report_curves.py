@@ -24,11 +24,12 @@ class Axis:
     key: str
     label: str
     column: str
-    pretraining: bool = False  # its cost is added
+    before: bool = False  # what came before fine-tuning is added
 
 
 AXES = (
     Axis("control_steps", "control steps", "control_steps"),
+    Axis("control_steps_all", "control steps with the choice of σ", "control_steps", True),
     Axis("decisions", "decisions", "decisions"),
     Axis("gradient_steps", "gradient steps", "gradient_steps"),
     Axis("gradient_steps_all", "gradient steps with pretraining", "gradient_steps", True),
@@ -53,7 +54,7 @@ def points(run: Run, axis: Axis) -> tuple[Array, Array]:
     """A run's x (P,), increasing, and success (S, P); of points with equal x those that `summary.latest` keeps."""
     x = run.axes[axis.column]
     kept = summary.latest(x)
-    offset = run.pretraining.get(axis.column, 0.0) if axis.pretraining else 0.0
+    offset = run.before.get(axis.column, 0.0) if axis.before else 0.0
     return x[kept] + offset, run.success[:, kept]
 
 
@@ -137,7 +138,7 @@ def frame(drawn: dict[tuple[str, Axis], list[Curve]]) -> pd.DataFrame:
         for c in found:
             low, high = c.band if c.band is not None else np.full((2, len(c.x)), np.nan)
             rows += [
-                (task, c.method, axis.column, axis.pretraining, *values)
+                (task, c.method, axis.column, axis.before, *values)
                 for values in zip(c.x, c.mean, low, high, strict=True)
             ]
     return pd.DataFrame(rows, columns=columns)

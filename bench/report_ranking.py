@@ -124,7 +124,7 @@ def _against(standing: Standing, first: list[Result], other: list[Result]) -> St
 
 
 def _better(first: list[Result], other: list[Result], paired: bool) -> Estimate:
-    """Paired where both have the same seeds on every task, which share demonstrations and start states."""
+    """Paired where both have the same seeds on every task, which share random streams and often the policy."""
     if not paired:
         ours, theirs = ([r.areas.mean(axis=1) for r in side] for side in (first, other))
         return rank_stats.probability_of_improvement(ours, theirs)

@@ -199,10 +199,11 @@ def leads_frame(found: Sequence[Lead]) -> pd.DataFrame:
 
 def costs(tasks: Sequence[TaskResult]) -> Table:
     """What each method cost on each task."""
-    header = ("Task", "Method", "Pretraining steps", "Pretraining seconds", "Fine-tuning seconds",
-              *(axis.replace("_", " ").capitalize() for axis in COSTS), "Peak memory, MB")  # fmt: skip
+    header = ("Task", "Method", "Pretraining steps", "Pretraining seconds", "Control steps to choose σ",
+              "Fine-tuning seconds", *(axis.replace("_", " ").capitalize() for axis in COSTS),
+              "Peak memory, MB")  # fmt: skip
     rows = [
-        (r.task, r.method, number(r.pretrain_steps), _seconds(r.pretrain_seconds),
+        (r.task, r.method, number(r.pretrain_steps), _seconds(r.pretrain_seconds), number(r.selection_steps),
          _seconds(r.cost.get("wall_seconds", math.nan)),
          *(f"{r.cost[a]:.2f}" if a == "robot_hours" and r.cost else number(r.cost.get(a)) for a in COSTS),
          number(r.memory))
@@ -219,6 +220,7 @@ def costs_frame(tasks: Sequence[TaskResult]) -> pd.DataFrame:
     """The same as numbers; medians over seeds at the last point, pretraining is a mean, memory the largest."""
     rows = [
         {"task": r.task, "method": r.method, "pretrain_steps": r.pretrain_steps, "pretrain_seconds": r.pretrain_seconds,
+         "selection_control_steps": r.selection_steps,
          **{f"end_{axis}": r.cost.get(axis, math.nan) for axis in summary.AXES}, "peak_memory_mb": r.memory}
         for task in tasks for r in task.results
     ]  # fmt: skip

@@ -17,10 +17,11 @@ INTERVALS = (
     "states all agree, that has no width: rates and areas then have Wilson's interval of as many attempts as there are "
     "runs, differences on one task Newcombe's of two such rates, and what is left has no interval. Differences are "
     "paired by seed and start state and not corrected for the number of comparisons, nor for the first being chosen as "
-    "the first. P is the chance that a run of the first has the larger area than one of the other"
+    "the first. All methods and seeds have the same demonstrations: no interval covers others. P is the chance that a "
+    "run of the first has the larger area than one of the other"
 )
 PAIRED = (
-    " with the same seed, which shares its demonstrations and start states (Wilson's interval, of the pairs as "
+    " with the same seed, which shares its random streams and often the policy (Wilson's interval, of the pairs as "
     "independent attempts)"
 )
 UNPAIRED = " of any seed, as their seeds are not equal (Mann–Whitney's share; Newcombe's score interval)"
@@ -69,7 +70,7 @@ RELATION = (
     f"bootstrap that draws whole tasks where there are {report_coverage.TASKS} or more, else pretrained policies with "
     "all their methods, which still leaves them a little narrow (84 – 92 % in simulations). An easy task has high "
     "coverage and a high area, which is why the last column takes each task's mean off both. The area holds success "
-    "before RL itself; the gain does not, but is smaller where there is less left to gain."
+    "before RL itself; the gain has it with a minus sign, and so falls with it even where RL does as well everywhere."
 )
 
 

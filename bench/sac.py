@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate, pairwise
@@ -18,7 +19,7 @@ from bench.sac_kernel import Groups, Settings, Shape, Work
 from bench.types import FloatArray
 
 if TYPE_CHECKING:
-    from bench.rl import Engine
+    from bench.rl import Engine, RLConfig
 
 ACTIVATIONS = {"relu": RELU, "mish": MISH, "silu": SILU, "tanh": TANH}
 ALIGNED = 16  # numbers to a cache line, where every layer begins
@@ -71,6 +72,20 @@ def actor(net: Shape, numbers: Tensor) -> list[Tensor]:
     return [x for layer in (*others, *heads) for x in layer]
 
 
+def bounds(config: RLConfig, priors: Tensor) -> tuple[float, float]:
+    """Between which values the target critics can be right; priors (D,), 0 where an action has none.
+
+    Returns lie in [0, 1]. With the entropy in the target critics hold soft values: less the divergence from a prior,
+    which is a cost, so only 1 bounds them, or plus an entropy, which may be of either sign, so nothing does.
+    """
+    inf = math.inf
+    if not config.bounded_value:
+        return -inf, inf
+    if not config.entropy_in_target:
+        return 0.0, 1.0
+    return (-inf, 1.0) if bool((priors > 0).all()) else (-inf, inf)
+
+
 class Update:
     """The compiled update of an engine; owns its parameters' memory from then on."""
 
@@ -87,9 +102,7 @@ class Update:
         self.temperatures = Flat(1, len(engine.groups), list, [engine.log_temperatures], engine.temperature_optimiser)
         tensors = (engine.group_of, engine.priors, engine.target_entropies)
         self.groups = Groups(*(x.numpy() for x in tensors))
-        inf = float("inf")
-        low = -inf if engine.priors.any() else 0.0  # a divergence is a cost: no lower bound
-        low, high = (low, 1.0) if config.bounded_value else (-inf, inf)
+        low, high = bounds(config, engine.priors)
         self.settings = Settings(
             discount=config.discount, polyak=config.polyak, low=low, high=high,
             entropy_in_target=config.entropy_in_target, adam=settings(optimiser),

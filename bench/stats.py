@@ -177,7 +177,7 @@ def paired(
     """statistic(first) − statistic(second), over runs (task, seed) → () or (S,).
 
     Both methods must have all planned runs; unless given, those are the runs that either has. Equal seeds share
-    demonstrations and start states, so one draw of seeds and start states serves both methods.
+    start states and random streams, so one draw of seeds and start states serves both methods.
     """
     planned = {*first, *second} if planned is None else planned
     both = [_checked(strata_of(runs, planned, name)) for runs, name in ((first, "first"), (second, "second"))]

@@ -42,7 +42,7 @@ class Run:
     seed: int
     axes: dict[str, Array]  # axis → its value at every evaluation point (P,); control steps increase
     success: Array  # (S, P), mean over attempts
-    pretraining: dict[str, float]  # axis → what pretraining cost on it; other axes have none
+    before: dict[str, float]  # axis → what pretraining, or the choice of σ, cost on it; other axes have none
 
     @property
     def steps(self) -> Array:
@@ -69,6 +69,7 @@ class Result:
     reached: int = 0  # seeds that got there before the end of the areas
     pretrain_steps: float = float("nan")
     pretrain_seconds: float = float("nan")
+    selection_steps: float = float("nan")  # control steps of the rollouts that chose σ, mean over seeds
     cost: dict[str, float] = field(default_factory=dict)  # axis → median over seeds at the last point
     memory: float = float("nan")  # largest peak over seeds, MB
 
@@ -95,7 +96,10 @@ def summarise(curves: Curves) -> list[TaskResult]:
 def _task(curves: Curves, report: pd.DataFrame, task: str) -> TaskResult:
     cells = curves.cells[curves.cells["task"] == task]
     own = report[report["task"] == task]
-    data = {method: list(_runs(own[own["method"] == method])) for method in dict.fromkeys(cells["method"])}
+    data = {
+        method: list(_runs(own[own["method"] == method], mine.set_index("seed")["selection_control_steps"]))
+        for method, mine in cells.groupby("method", sort=False)
+    }
     ends = [run.steps[-1] for runs in data.values() for run in runs]
     end = float(min(ends)) if ends else 0.0
     results = [_result(curves, cells[cells["method"] == method], runs, end) for method, runs in data.items()]
@@ -103,7 +107,8 @@ def _task(curves: Curves, report: pd.DataFrame, task: str) -> TaskResult:
     return TaskResult(task, end, tuple(results))
 
 
-def _runs(frame: pd.DataFrame) -> Iterator[Run]:
+def _runs(frame: pd.DataFrame, selection: pd.Series[float]) -> Iterator[Run]:
+    """Report episodes of a method on a task, and per seed the control steps that chose its σ."""
     for seed, rows in frame.groupby("seed"):
         success = rows.pivot_table(index="start", columns="point", values="success", aggfunc="mean").to_numpy(float)
         points = rows.groupby("point")[list(AXES)].first()
@@ -112,6 +117,7 @@ def _runs(frame: pd.DataFrame) -> Iterator[Run]:
         axes = {axis: points[axis].to_numpy(float)[kept] for axis in AXES}
         first = rows.iloc[0]
         spent = {"gradient_steps": float(first["pretrain_steps"]), "wall_seconds": float(first["pretrain_seconds"])}
+        spent["control_steps"] = float(np.nan_to_num(selection[seed]))
         yield Run(int(str(seed)), axes, success[:, kept], spent)
 
 
@@ -132,7 +138,8 @@ def _result(curves: Curves, cells: pd.DataFrame, runs: list[Run], end: float) ->
         task, method, len(cells), tuple(run.seed for run in runs),
         " ".join(sorted(set(cells["coverage_key"]) - {""})), _before(curves, task, method), tuple(runs),
         pretrain_steps=float(cells["pretrain_steps"].mean()),
-        pretrain_seconds=float(cells["pretrain_seconds"].mean()), memory=float(cells["peak_memory_mb"].max()),
+        pretrain_seconds=float(cells["pretrain_seconds"].mean()),
+        selection_steps=float(cells["selection_control_steps"].mean()), memory=float(cells["peak_memory_mb"].max()),
     )  # fmt: skip
     return _measured(result, end) if runs else result
 

@@ -178,7 +178,7 @@ class Policy(Protocol):
         """Whether the network was trained on noised contexts."""
 
     def features(self, s: FloatArray, c: FloatArray) -> FloatArray:
-        """What the RL agent sees: normalised s and c with Fourier features; (B, S), (B, C) → (B, F)."""
+        """What the RL agent sees: s and c, scaled as for the policy, with Fourier features; (B, S), (B, C) → (B, F)."""
 
     def act(self, s: FloatArray, c: FloatArray, z: FloatArray, sigma: FloatArray, eps: FloatArray) -> FloatArray:
         """(B, S), (B, C), z (B, *latent), σ (B,) in [0, 1], ε (B, C) → chunk (B, H, A) in the action's own units."""
@@ -231,7 +231,8 @@ class Agent:
     the z (N, *latent) with which the policy repeats demonstrated chunks and returns the RL actions (N, D) in [-1, 1]
     nearest to that, for batches that hold demonstrations; it raises InputError where an agent cannot. `options`
     overrides fields of the engine's configuration that define the method. `correct(chunk (B, H, A), action)` returns
-    the chunk that is executed instead of the policy's, if it is given.
+    the chunk that is executed instead of the policy's, if it is given. `selects_sigma` says that `inputs` reads
+    `progress.base_sigma`, so that the rollouts which chose it count among the method's costs.
     """
 
     groups: tuple[Group, ...]
@@ -240,6 +241,7 @@ class Agent:
     encode: Callable[[FloatArray], FloatArray]
     options: Mapping[str, Any] = field(default_factory=dict)
     correct: Callable[[FloatArray, Arrays], FloatArray] | None = None
+    selects_sigma: bool = False
 
 
 class Method(Protocol):

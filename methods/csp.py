@@ -142,4 +142,5 @@ def agent(config: Config, dims: Dims) -> Agent:
         sigma = np.full(len(action["z"]), scheduled_sigma(config, progress), np.float32)
         return steer_z(action["z"], dims, config), sigma, noise["eps"]
 
-    return Agent((z_group(config, dims),), inputs, frozen, lambda z: encode_z(z, config))
+    groups, selects = (z_group(config, dims),), config.start is None
+    return Agent(groups, inputs, frozen, lambda z: encode_z(z, config), selects_sigma=selects)

@@ -93,4 +93,5 @@ def agent(config: Config, dims: Dims) -> Agent:
         action: FloatArray = np.concatenate([encode_z(z, config), least, eps], axis=1).astype(np.float32)
         return action
 
-    return Agent(tuple(groups), inputs, frozen, encode)
+    selects = config.sigma == "agent" and config.start is None
+    return Agent(tuple(groups), inputs, frozen, encode, selects_sigma=selects)

@@ -46,7 +46,7 @@ class Config:
 
 
 def pretrain(demos: Demos, config: Config, trainer: Trainer) -> ActionPolicy:
-    """Nothing is trained: only the scales of the agent's features come from the demonstrations."""
+    """Nothing is trained: only the scales of the agent's features, if any, come from the demonstrations."""
     return trainer.no_policy()
 
 

@@ -160,9 +160,10 @@ class Fabricated:
         write_table(entry.file("episodes.parquet"), table(self.episodes(cell), EPISODES), EPISODES)
         write_table(entry.file("training.parquet"), table(self._training(cell), TRAINING), TRAINING)
         write_table(entry.file("sigma.parquet"), table(self._sigma(cell), SIGMA), SIGMA)
-        entry.finish(
-            {}, {"pretrain_seconds": 12.5, "wall_seconds": 100.0, "peak_memory_mb": 800.0, "selected_sigma": 0.25}
-        )
+        entry.finish({}, {
+            "pretrain_seconds": 12.5, "wall_seconds": 100.0, "peak_memory_mb": 800.0, "selected_sigma": 0.25,
+            "selection_control_steps": 1200 if self.kinds[cell["method"]].takes_sigma else 0,
+        })  # fmt: skip
 
     def fail(self, cell: dict[str, Any], count: int = 3) -> None:
         self.partial(cell, count)

@@ -250,6 +250,8 @@ class TestEveryMethod:
             assert z.shape == (5, *policy.latent) and sigma.shape == (5,) and eps.shape == (5, dims.context)
             assert (sigma >= 0).all() and (sigma <= 1).all()
         assert np.array_equal(agent.before(noise, progress)[0], noise["z"])
+        here, there = (agent.inputs(action, noise, Progress(0.5, 0.5, base_sigma)) for base_sigma in (0.25, 0.75))
+        assert agent.selects_sigma == any(not np.array_equal(a, b) for a, b in zip(here, there, strict=True))
         if agent.correct is not None:
             chunk = rng.uniform(-1, 1, (5, 4, 2)).astype(np.float32)
             assert agent.correct(chunk, action).shape == chunk.shape and np.abs(agent.correct(chunk, action)).max() <= 1

@@ -10,7 +10,7 @@ import pytest
 
 from bench import cli, registry
 from bench import config as cfg
-from bench.plan import Request, Settings, make_plan
+from bench.plan import Request, Settings, make_plan, parse_seeds
 from bench.types import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +46,14 @@ def test_the_command_line_wins_over_every_part_of_the_file(tmp_path: Path) -> No
     assert (cell.settings.rl.decisions, cell.settings.rl.batch) == (60, 8)
     assert (cell.config.clean, cell.config.schedule) == (0.5, "cosine")
     assert cli.request_of(cli.parser().parse_args(["run"])).profile == "quick"
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("1", (0,)), ("7", (0, 1, 2, 3, 4, 5, 6)), ("9", (0, 1, 2, 3, 4, 5, 6, 9, 10)), ("8,7", (8, 7)), ("7,", (7,))],
+)
+def test_a_number_of_seeds_leaves_out_those_that_defaults_were_tuned_on(text: str, seeds: tuple[int, ...]) -> None:
+    assert parse_seeds(text) == seeds
 
 
 def test_a_task_sets_an_option_of_every_method_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import pytest
 from bench import plan as planning
 from bench.executor import run_unit, single_threaded
 from bench.stages.common import Reporter
-from bench.store import EPISODES, TRAINING, Store, read_table, sha256
+from bench.store import COVERAGE, EPISODES, TRAINING, Store, read_table, sha256
 
 TIMED = ["wall_seconds", "pretrain_seconds"]
 SMALL: dict[str, Any] = {
@@ -163,6 +163,23 @@ def test_evaluation_changes_nothing_in_training(task: str, tmp_path: Path) -> No
     assert agents[0]["agent"] == agents[1]["agent"]
     pd.testing.assert_frame_equal(agents[0]["training"], agents[1]["training"], check_exact=True)
     assert len(agents[0]["episodes"]) != len(agents[1]["episodes"])
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "chosen"),
+    [("csp", {}, True), ("csp", {"csp.start": 0.5}, False), ("csp_tmrl", {}, True), ("bc", {}, False),
+     ("csp_tmrl", {"csp_tmrl.sigma": "random"}, False), ("csp", {"coverage.sigmas": (0.5,)}, False)],
+)  # fmt: skip
+def test_rollouts_that_chose_sigma_are_counted(
+    method: str, changes: dict[str, Any], chosen: bool, tmp_path: Path
+) -> None:
+    plan = make(method, "toy/reach-unseen", **{"pretrain.steps": 10, "rl.decisions": 40} | changes)
+    store = Store(tmp_path)
+    run_all(store, plan)
+    keys = {u.stage: u.key for u in plan.units.values()}
+    rolled = read_table(store.entry("coverage", keys["coverage"]).file("coverage.parquet"), COVERAGE)
+    steps = rolled[rolled["half"] == "selection"]["length"].sum()
+    assert steps > 0 and store.entry("finetune", keys["finetune"]).meta()["selection_control_steps"] == chosen * steps
 
 
 def test_every_evaluation_owes_its_quota_and_carries_every_axis(tmp_path: Path) -> None:

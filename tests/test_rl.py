@@ -264,14 +264,18 @@ def test_entropy_may_be_left_out_of_the_target() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
 
 
+def let_targets_say(model: rl.Engine, value: float) -> None:
+    with torch.no_grad():
+        for name, weights in model.critic_target.named_parameters():
+            weights.fill_(value if name.endswith("bias") and len(weights.flatten()) == 2 else 0.0)
+
+
 @pytest.mark.parametrize("bounded", [True, False])
 @pytest.mark.parametrize("says", [-4.0, 7.0])
 def test_values_in_the_target_stay_within_what_success_can_pay(says: float, bounded: bool) -> None:
     model = engine(3, bounded_value=bounded, entropy_in_target=False)
     fill(model)
-    with torch.no_grad():
-        for name, weights in model.critic_target.named_parameters():
-            weights.fill_(says if name.endswith("bias") and len(weights.flatten()) == 2 else 0.0)
+    let_targets_say(model, says)
     rows = model._batch(32, torch.Generator().manual_seed(0))
     features, actions, _, reward, terminated = parts(model.replay, rows)
     now = model.critic(features, actions)[:, :, 0].clone()  # type: ignore[attr-defined]
@@ -279,6 +283,28 @@ def test_values_in_the_target_stay_within_what_success_can_pay(says: float, boun
     value = float(np.clip(says, 0, 1)) if bounded else says
     expected = (reward + (1 - terminated) * model.gamma * value)[:, 0]
     assert torch.allclose(targets, expected.expand_as(targets), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("says", "prior", "cut"), [(7.0, None, 0.0), (-4.0, None, 0.0), (7.0, 0.25, 6.0), (-4.0, 0.25, 0.0)]
+)
+def test_soft_values_in_the_target_are_cut_only_where_a_bound_holds(
+    says: float, prior: float | None, cut: float
+) -> None:
+    """An entropy bonus may take a value anywhere, a divergence, which is a cost, not above what success pays."""
+    kept, targets = (Group("u", 3, -3.0, 3.0, -1.0, prior=prior),), []
+    for bounded in (True, False):
+        config = rl.RLConfig(envs=2, batch=32, decisions=400, entropy_in_target=True, bounded_value=bounded)
+        model = rl.Engine(FEATURES, kept, config, 0)
+        fill(model)
+        let_targets_say(model, says)
+        rows = model._batch(32, torch.Generator().manual_seed(0))
+        features, actions, _, _, terminated = parts(model.replay, rows)
+        now = model.critic(features, actions)[:, :, 0].clone()  # type: ignore[attr-defined]
+        targets.append(now - model.update(rows, torch.zeros((64, 3))).error)
+    bounded, unbounded = targets
+    expected = unbounded - (1 - terminated[:, 0]) * model.gamma * cut
+    assert torch.allclose(bounded, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("options", [{}, {"critics": 5, "critic_norm": True, "activation": "mish"}, {"buffer": 14}])

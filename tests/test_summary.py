@@ -11,7 +11,7 @@ import pytest
 from fabricate import ATTEMPTS, KINDS, STARTS, Fabricated, cell_of
 from known import FAST, SLOW, result_of, task_of
 
-from bench import figures, report, report_curves, study_spec, summary
+from bench import figures, report, report_curves, report_tables, study_spec, summary
 from bench.report_ranking import rank
 from bench.stages.curves import gather
 from bench.store import EPISODES
@@ -147,7 +147,8 @@ def test_of_points_at_equal_steps_the_last_counts() -> None:
                                                      "pretrain_steps": 0, "pretrain_seconds": 0.0}
         for i, (x, y) in enumerate([(0, 0.0), (100, 0.25), (100, 0.75), (200, 1.0)])
     ]  # fmt: skip
-    (run,) = summary._runs(pd.DataFrame(rows))
+    (run,) = summary._runs(pd.DataFrame(rows), pd.Series({0: 30.0}))
+    assert run.before["control_steps"] == 30.0
     assert run.steps.tolist() == [0, 100, 200] and run.success.tolist() == [[0.0, 0.75, 1.0]]
     x, y = report_curves.points(
         Run(0, {"gradient_steps": np.array([0.0, 0.0, 9.0])}, np.array([[0.1, 0.2, 0.3]]), {}),
@@ -185,13 +186,23 @@ def test_curves_on_an_axis_with_pretraining() -> None:
     assert lacking == []
 
 
+def test_rollouts_that_chose_sigma_are_a_cost_and_on_an_axis_of_their_own(run: Fabricated) -> None:
+    run.finish_all()
+    tasks = summary.summarise(gather(run.store, run.folder))
+    costs = report_tables.costs_frame(tasks).set_index("method")["selection_control_steps"]
+    assert costs["noised"] == 1200 and costs["plain"] == 0
+    axis = next(a for a in report_curves.AXES if a.key == "control_steps_all")
+    begins = {c.method: c.x[0] for c in report_curves.curves(tasks[0], axis)}
+    assert begins["noised"] == 1200 and begins["plain"] == 0
+
+
 def test_seeds_that_share_no_stretch_of_an_axis_still_have_a_curve() -> None:
     """Pretraining of 100 s and of 40 s, and 50 s of fine-tuning."""
-    axis = next(a for a in report_curves.AXES if a.pretraining and a.column == "wall_seconds")
+    axis = next(a for a in report_curves.AXES if a.before and a.column == "wall_seconds")
     runs = [
         SimpleNamespace(
             axes={"wall_seconds": np.array([0.0, 25.0, 50.0])}, success=np.array([[0.0, 0.5, end]]),
-            pretraining={"wall_seconds": before},
+            before={"wall_seconds": before},
         )
         for before, end in ((100.0, 1.0), (40.0, 0.5))
     ]  # fmt: skip

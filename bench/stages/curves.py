@@ -112,7 +112,8 @@ def _join(frames: Iterable[pd.DataFrame], columns: dict[str, str]) -> pd.DataFra
 def _cells(rows: list[dict[str, Any]]) -> pd.DataFrame:
     columns = {
         **_CELL, "status": "str", "stage": "str", "failure": "str", "traceback": "str", "pretrain_steps": "float64",
-        "pretrain_seconds": "float64", "parameters": "float64", "selected_sigma": "float64", "wall_seconds": "float64",
+        "pretrain_seconds": "float64", "parameters": "float64", "selected_sigma": "float64",
+        "selection_control_steps": "float64", "wall_seconds": "float64",
         "peak_memory_mb": "float64", "coverage_key": "str",
     }  # fmt: skip
     return schema.table(rows, columns)
@@ -159,6 +160,7 @@ def _row(
         "pretrain_steps": pretrain.get("steps", none), "pretrain_seconds": pretrain.get("seconds", none),
         "parameters": pretrain.get("parameters", none),
         "selected_sigma": coverage.get("selected_sigma", finetune.get("selected_sigma", none)),
+        "selection_control_steps": finetune.get("selection_control_steps", none),
         "wall_seconds": finetune.get("wall_seconds", none), "peak_memory_mb": finetune.get("peak_memory_mb", none),
         "coverage_key": cell["stages"].get("coverage") or "",
     }  # fmt: skip

@@ -26,7 +26,7 @@ from bench.pretraining import chunk_table, load_checkpoint
 from bench.stages import demos, pretrain, starts
 from bench.stages.common import Reporter, environments
 from bench.steering import Decision, SteeredEnvs
-from bench.store import EPISODES, SIGMA, TRAINING, Entry, Store, table, write_json, write_table
+from bench.store import COVERAGE, EPISODES, SIGMA, TRAINING, Entry, Store, read_table, table, write_json, write_table
 from bench.types import Agent, Demos, Progress, State, Stopped, Task
 
 RECENT = 100  # training episodes that make the running success rate
@@ -61,7 +61,8 @@ class Cell:
         source = store.entry("pretrain", spec["inputs"]["pretrain"])
         self.policy, self.pretraining = pretrain.load(source), source.meta()
         self.task: Task = registry.task(spec["task"]).split(self.policy.dims.context_keys)
-        self.coverage = store.entry("coverage", spec["inputs"]["coverage"]).meta()
+        self.frozen = store.entry("coverage", spec["inputs"]["coverage"])
+        self.coverage = self.frozen.meta()
         self.starts: dict[str, list[State]] = starts.load(store.entry("starts", spec["inputs"]["starts"]))
         module = registry.method(spec["method"])
         method_config = cfg.from_dict(module.Config, spec["config"], spec["method"])
@@ -272,9 +273,16 @@ class Cell:
         self.entry.finish(self.spec, {
             "stepping": getattr(self.steered.envs[0], "stepping", self.spec["stepping"]),
             "pretrain_seconds": self.pretraining["seconds"], "wall_seconds": self.counters.wall_seconds,
-            "selected_sigma": self.coverage["selected_sigma"], "peak_memory_mb": peak_memory_mb(),
+            "selected_sigma": self.coverage["selected_sigma"], "selection_control_steps": self.selection_steps(),
+            "peak_memory_mb": peak_memory_mb(),
             "training_success": self.progress.success,  # with the agent, what repeats the last evaluation
         })  # fmt: skip
+
+    def selection_steps(self) -> int:
+        """Control steps of the frozen policy by which the agent's σ was chosen; 0 where there was nothing to choose."""
+        frame = read_table(self.frozen.file("coverage.parquet"), COVERAGE)
+        chosen = frame[frame.half == "selection"]
+        return int(chosen.length.sum()) if self.agent.selects_sigma and chosen.sigma.nunique() > 1 else 0
 
     def sigma_rows(self) -> list[dict[str, Any]]:
         """Mean σ by progress and decision number, for policies that take one."""
