@@ -2,7 +2,11 @@
 
 import sys
 
-from bench.cli import main
+try:
+    from bench.cli import main
+except ModuleNotFoundError as error:
+    print(f"error: {error.name} is not installed; `make setup` installs what is needed", file=sys.stderr)
+    sys.exit(2)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import bench
 from bench import config as cfg
 from bench import registry
-from bench.plan import PRESETS, PROFILES, SEEDS, Plan, Request, default_jobs, make_plan, pair, parse_seeds
-from bench.store import Store, masked, read_json
+from bench.plan import PRESETS, PROFILES, SEEDS, Plan, Request, default_jobs, make_plan, pair, parse_seeds, read_run
+from bench.store import Store, masked
 from bench.types import InputError, Stopped
 
 RESULTS = "results/runs"
@@ -29,20 +29,29 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        words = message.split()
-        wrong = next((w for w in words if w.startswith("--")), "")
-        options = self.options()
-        unknown = wrong not in options or message.startswith("unrecognized")  # here, if another subcommand has it
-        guess = cfg.nearest(wrong, [o for o in options if o != wrong]) if wrong and unknown else ""
+        wrong = next((w for w in message.split() if w.startswith("--")), "")
+        unknown = message.startswith("unrecognized")
+        guess = cfg.nearest(wrong, self.options()) if wrong and unknown else ""
         raise InputError(f"{message}{guess}; see `{self.prog} --help`")
 
-    def options(self) -> list[str]:
-        """Every option of this parser and its subcommands."""
-        found = [o for action in self._actions for o in action.option_strings]
-        for action in self._actions:
-            for inner in action.choices.values() if isinstance(action.choices, dict) else ():
-                found += inner.options()
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse does, but what a subcommand does not know is answered by that subcommand."""
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            inner = next((a.choices for a in self._actions if isinstance(a.choices, dict)), {})
+            inner.get(getattr(found, "command", None), self).error(f"unrecognized arguments: {' '.join(rest)}")
         return found
+
+    def options(self) -> list[str]:
+        """Every option of this parser."""
+        return [o for action in self._actions for o in action.option_strings]
+
+
+def folder(text: str) -> Path:
+    """A path that is not empty, as of an unset variable of the shell."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
 
 
 def parser() -> Parser:
@@ -68,7 +77,7 @@ def parser() -> Parser:
     study = _study_options(commands)
 
     report = commands.add_parser("report", help="tables, figures and one HTML page of a run")
-    report.add_argument("--out", type=Path, help="folder to write to (default: report/ in the run's folder)")
+    report.add_argument("--out", type=folder, help="folder to write to (default: report/ in the run's folder)")
     sync = commands.add_parser("sync", help="bring MLflow up to date with the files of a run and of the studies")
     ui = commands.add_parser("ui", help="start the MLflow UI on what was run")
     ui.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default: 5000)")
@@ -82,14 +91,16 @@ def parser() -> Parser:
     listing = commands.add_parser("list", help="methods, tasks, profiles, runs and studies")
     listing.add_argument("--keys", action="store_true", help="every configuration key with default, unit and range")
     for command in (run, study, report, sync, ui, show, listing):
-        command.add_argument("--results", type=Path, default=Path(RESULTS), help=f"results folder (default: {RESULTS})")
+        command.add_argument(
+            "--results", type=folder, default=Path(RESULTS), help=f"results folder (default: {RESULTS})"
+        )
     perf = commands.add_parser("perf", help="measure speed, each figure beside its baseline")
     perf.add_argument("--methods", help="all, or ids separated by commas (default: the quick profile's)")
     perf.add_argument("--tasks", help="all, suites or suite/task, separated by commas (default: the quick profile's)")
     perf.add_argument(
         "--quick", action="store_true", help="first method, first task and simulator of each suite, shorter turns"
     )
-    perf.add_argument("--results", type=Path, default=Path(RESULTS), help=f"results folder (default: {RESULTS})")
+    perf.add_argument("--results", type=folder, default=Path(RESULTS), help=f"results folder (default: {RESULTS})")
     commands.add_parser("doctor", help="check versions and suites, and say how to mend them")
     return top
 
@@ -180,7 +191,7 @@ def command_run(args: argparse.Namespace) -> int:
     if args.jobs < 1:
         raise InputError(f"--jobs {args.jobs}: give at least 1")
     if args.dry_run:
-        return _dry(plan, Store(args.results))
+        return _dry(plan, Store(args.results, create=False))
     from bench import report, tracking
     from bench.executor import Board, Executor
     from bench.screen import duration, screen
@@ -256,7 +267,8 @@ def chosen_run(store: Store, name: str | None) -> Path:
         return runs[-1]
     found = {p.name: p for p in runs}
     if name not in found:
-        raise InputError(f"no run {name!r} in {store.root}{cfg.nearest(name, found)}; `bench list` shows all")
+        names = [*found, *(p.name for p in study_folders(store))]
+        raise InputError(f"no run {name!r} in {store.root}{cfg.nearest(name, names)}; `bench list` shows all")
     return found[name]
 
 
@@ -329,8 +341,8 @@ def command_show(args: argparse.Namespace) -> int:
     from bench import tracking_show as words
 
     if run is not None:
-        record = read_json(run / "run.json")
-        print(f"run {run.name} ({masked(' '.join(record['command']))}), commit {record['commit']}")
+        record = read_run(run)
+        print(f"run {run.name} ({masked(' '.join(record['command']))}), commit {record.get('commit')}")
         for cell in record["cells"]:
             print("  " + words.cell_line(store, cell))
     for folder in studies:
@@ -349,6 +361,8 @@ def command_list(args: argparse.Namespace) -> int:
         for key, default, help in rows:
             print(f"{key:32} {default:24} {help}")
         return 0
+    if args.results != Path(RESULTS):
+        existing(args.results)
     print("methods")
     for name, module in registry.methods().items():
         print(f"  {name:18} {module.paper}")
@@ -365,8 +379,12 @@ def command_list(args: argparse.Namespace) -> int:
     if args.results.is_dir():
         print("runs")
         for folder in Store(args.results).runs():
-            record = read_json(folder / "run.json")
-            print(f"  {folder.name:20} {len(record['cells'])} cells, {masked(' '.join(record['command']))}")
+            try:
+                record = read_run(folder)
+                said = f"{len(record['cells'])} cells, {masked(' '.join(record['command']))}"
+            except InputError as error:
+                said = str(error)
+            print(f"  {folder.name:20} {said}")
         _list_studies(Store(args.results))
     return 0
 

@@ -111,7 +111,22 @@ def _check(value: Any, field: dataclasses.Field[Any], where: str) -> None:
             continue
         bad = not math.isfinite(number) or (low is not None and number < low) or (high is not None and number > high)
         if bad:
-            raise InputError(f"{where} = {number!r} is outside [{low}, {high}]{_unit(meta)}")
+            raise InputError(f"{where} = {number!r} is outside {_range(low, high)}{_unit(meta)}")
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return f"[{'-∞' if low is None else low}, {'∞' if high is None else high}]"
+
+
+def shown(value: Any) -> str:
+    """A value as `--set` takes it; an empty list, which only a file can give, as a file has it."""
+    if value is None:
+        return "auto"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(map(shown, value)) if value else "[]"
+    return str(value)
 
 
 def _unit(meta: Mapping[str, Any]) -> str:
@@ -226,6 +241,6 @@ def describe(cls: type, prefix: str) -> list[tuple[str, str, str]]:
         if meta.get("choices"):
             extra += f" [{' | '.join(map(str, meta['choices']))}]"
         elif meta.get("low") is not None or meta.get("high") is not None:
-            extra += f" [{meta.get('low')} to {meta.get('high')}]"
-        rows.append((f"{prefix}{key}", str(field.default), f"{meta.get('help', '')}{extra}"))
+            extra += f" {_range(meta.get('low'), meta.get('high'))}"
+        rows.append((f"{prefix}{key}", shown(field.default), f"{meta.get('help', '')}{extra}"))
     return rows

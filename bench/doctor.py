@@ -87,7 +87,7 @@ def check_suites() -> list[Finding]:
             findings.append(Finding(True, f"suite {name}: steps"))
         except Exception as error:
             line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            findings.append(Finding(False, f"suite {name}: {line}", "python -m pip check"))
+            findings.append(Finding(False, f"suite {name}: {line}", "; ".join(map(install_command, suite.requires))))
     return findings
 
 

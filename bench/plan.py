@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Comparisons by name: the profile that has their settings. Their tasks name them (`Task.profiles`).
 PRESETS = {"published": "paper"}
+TUNING_SEEDS = 1_000_000  # the first of those that are for the trials of studies
 TUNED_ON = (7, 8)  # seeds on which defaults and the suites' bounds were chosen; a number of seeds leaves them out
 SEEDS = {"smoke": 1, "quick": 3, "standard": 5, "paper": 10}
 
@@ -205,7 +207,9 @@ class Plan:
         folder = store.root / "runs" / self.run_id
         folder.mkdir(parents=True, exist_ok=True)
         path, now = folder / "run.json", time.time()
-        earlier = read_json(path) if path.exists() else {}
+        earlier: dict[str, Any] = {}
+        with suppress(InputError):  # missing, or damaged and now written anew
+            earlier = read_run(folder)
         if earlier and not left:
             if self._add_videos(earlier["cells"]):
                 write_json(path, earlier)
@@ -236,6 +240,23 @@ class Plan:
         return not page.exists() or page.stat().st_mtime < newest
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """The run.json of a run. Raises InputError if it is missing, broken or lacks what `Plan.write` put there."""
+    path = folder / "run.json"
+    record = read_json(path)
+    cells, command = record.get("cells"), record.get("command")
+    if not isinstance(command, list) or not isinstance(cells, list) or not all(map(_is_cell, cells)):
+        raise InputError(f"{path}: damaged; the command that began the run writes it anew")
+    return record
+
+
+def _is_cell(record: Any) -> bool:
+    """Whether this is what `Cell.record` returned once."""
+    if not isinstance(record, dict) or not {"method", "task", "seed", "stages"} <= set(record):
+        return False
+    return isinstance(record["stages"], dict) and set(STAGES) <= set(record["stages"])
+
+
 def make_plan(request: Request) -> Plan:
     """Resolve and check every cell before anything runs. Raises InputError for whatever does not fit."""
     if request.profile not in PROFILES:
@@ -245,6 +266,10 @@ def make_plan(request: Request) -> Plan:
     for key in [k for values in (request.overrides, *request.task_overrides.values(), request.command) for k in values]:
         if key not in known:
             raise InputError(f"unknown key {key!r}{cfg.nearest(key, known)}; `bench list --keys` shows all")
+    others = set(registry.methods()) - set(request.methods)
+    for key in request.command:
+        if (name := key.split(".")[0]) in others:
+            raise InputError(f"--set {key}: {name} is not among the methods asked for ({', '.join(request.methods)})")
     cells = [
         _cell(request, method, task, seed)
         for seed in request.seeds for task in request.tasks for method in request.methods
@@ -290,7 +315,10 @@ def _check_settings(settings: Settings, task: Task) -> None:
     if rl.random_decisions >= rl.decisions:
         text = f"rl.random_decisions = {rl.random_decisions} leaves nothing to learn of rl.decisions = {rl.decisions}"
         raise InputError(f"{task.id}: {text}")
-    if not settings.coverage.sigmas:
+    sigmas = settings.coverage.sigmas
+    if len(set(sigmas)) < len(sigmas):
+        raise InputError(f"coverage.sigmas = {sigmas}: give every σ once, a second one would repeat the same tries")
+    if not sigmas:
         raise InputError("coverage.sigmas is empty; give at least one, such as 0,0.5")
     if settings.pretrain.device == "cuda" and not torch.cuda.is_available():
         raise InputError("pretrain.device = cuda, but torch finds no GPU here; set it to cpu")
@@ -396,7 +424,7 @@ def pair(text: str) -> tuple[str, str]:
     """Key and value of `--set`. Raises InputError."""
     key, sign, value = text.partition("=")
     if not sign:
-        raise InputError(f"--set {text!r}: write KEY=VALUE, such as --set {all_keys()[0]}=8")
+        raise InputError(f"--set {text!r}: write KEY=VALUE, such as --set rl.decisions=8000")
     return key.strip(), value
 
 
@@ -406,9 +434,11 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise InputError(f"--seeds {text!r}: give a number of seeds (5) or a list (0,3,7)") from None
-    if "," not in text and numbers:
+    if "," not in text and numbers and numbers[0] < TUNING_SEEDS:
         numbers = [seed for seed in range(numbers[0] + len(TUNED_ON)) if seed not in TUNED_ON][: max(numbers[0], 0)]
     seeds = tuple(dict.fromkeys(numbers))
+    if any(seed >= TUNING_SEEDS for seed in seeds):
+        raise InputError(f"--seeds {text!r}: give seeds below {TUNING_SEEDS}")
     if not seeds or min(seeds) < 0:
         raise InputError(f"--seeds {text!r}: give a positive number of seeds (5) or a list (0,3,7)")
     return seeds

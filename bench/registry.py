@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
+import traceback
 from functools import cache
 from typing import cast
 
@@ -22,7 +24,7 @@ def _scan(package: object, members: tuple[str, ...]) -> dict[str, object]:
     for entry in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):  # type: ignore[attr-defined]
         if entry.name.startswith("_"):  # what a suite or a method keeps beside its file
             continue
-        module = importlib.import_module(f"{name}.{entry.name}")
+        module = _imported(f"{name}.{entry.name}")
         missing = [m for m in members if not hasattr(module, m)]
         if missing:
             raise InputError(f"{name}/{entry.name}.py lacks {', '.join(missing)}; see bench/types.py for the contract")
@@ -30,16 +32,40 @@ def _scan(package: object, members: tuple[str, ...]) -> dict[str, object]:
     return found
 
 
+def _imported(name: str) -> object:
+    """The module. Raises InputError with the place and the reason where its own code is wrong."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        path = f"{name.replace('.', '/')}.py"
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else next(reversed(lines), None)
+        where = path if line is None else f"{path}, line {line}"
+        raise InputError(f"{where}: " + f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
 @cache
 def methods() -> dict[str, Method]:
-    """Method id → module, in alphabetical order."""
-    return cast(dict[str, Method], _scan(methods_package, METHOD_MEMBERS))
+    """Method id → module, in alphabetical order. Raises InputError for a `Config` that is no dataclass."""
+    found = cast(dict[str, Method], _scan(methods_package, METHOD_MEMBERS))
+    for name, module in found.items():
+        if not dataclasses.is_dataclass(module.Config):
+            raise InputError(f"methods/{name}.py: Config must be a frozen dataclass of `bench.config.option` fields")
+    return found
 
 
 @cache
 def suites() -> dict[str, Suite]:
-    """Suite id → module, in alphabetical order."""
-    return cast(dict[str, Suite], _scan(suites_package, SUITE_MEMBERS))
+    """Suite id → module, in alphabetical order. Raises InputError for lists that lack their comma."""
+    found = cast(dict[str, Suite], _scan(suites_package, SUITE_MEMBERS))
+    for name, suite in found.items():
+        if not isinstance(suite.requires, tuple):
+            raise InputError(f"envs/{name}.py: requires must be a tuple, such as ('numpy',)")
+        if not isinstance(suite.tasks, tuple) or not all(isinstance(t, Task) for t in suite.tasks):
+            raise InputError(f"envs/{name}.py: tasks must be a tuple of Task, such as (Task(...),)")
+    return found
 
 
 @cache

@@ -76,13 +76,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file. Raises InputError if it is missing or broken."""
+    """The JSON object in the file. Raises InputError if it is missing or broken, or something else than an object."""
     try:
-        return cast(dict[str, Any], json.loads(path.read_text()))
+        found = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: missing") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, UnicodeDecodeError):
         raise InputError(f"{path}: not valid JSON; remove the folder {path.parent} and run again") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: not a JSON object; remove the folder {path.parent} and run again")
+    return found
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
@@ -231,12 +236,15 @@ class Entry:
     def failure(self) -> str:
         """The traceback of a failed stage, or nothing."""
         path = self.folder / "failed.json"
-        return str(read_json(path)["traceback"]) if path.exists() else ""
+        return str(read_json(path).get("traceback", "")) if path.exists() else ""
 
     def verify(self) -> None:
         """Compare the files with the digests in meta.json. Raises InputError naming the file and the fix."""
         fix = f"remove the folder {self.folder} and run again"
-        for name, expected in self.meta().get("files", {}).items():
+        digests = self.meta().get("files", {})
+        if not isinstance(digests, dict):
+            raise InputError(f"{self.folder / 'meta.json'}: damaged; {fix}")
+        for name, expected in digests.items():
             path = self.folder / name
             if not path.exists():
                 raise InputError(f"{path}: missing; {fix}")
@@ -245,10 +253,12 @@ class Entry:
 
 
 class Store:
-    """The results folder."""
+    """The results folder. Raises InputError if it cannot be written; with `create` off nothing is."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, create: bool = True) -> None:
         self.root = root
+        if not create:
+            return
         try:
             (root / "runs").mkdir(parents=True, exist_ok=True)
             probe = root / f".probe.{os.getpid()}"

@@ -24,7 +24,7 @@ from bench.store import Store, masked, write_json
 from bench.study_book import Book, check_storage
 from bench.study_report import Findings, Gap, Move, Setting, gap, runs_of
 from bench.study_space import Values, check_words, combinations, grid, grid_space, label, select, show
-from bench.study_spec import TUNING_SEEDS, Spec, base_of, setting_of, write_toml
+from bench.study_spec import Spec, base_of, setting_of, write_toml
 from bench.study_trials import Trials, View, finished, screen
 from bench.tracking_studies import absolute, planned_points
 from bench.types import InputError
@@ -85,8 +85,6 @@ def _check_numbers(args: argparse.Namespace, request: Request) -> None:
         raise InputError("give one of --space (a search) and --grid (a sweep)")
     if args.grid and args.trials is not None:
         raise InputError("--grid measures every combination; leave --trials out")
-    if max(request.seeds) >= TUNING_SEEDS:
-        raise InputError(f"--seeds: {max(request.seeds)} is too large; a study adds {TUNING_SEEDS} to each")
 
 
 def _spec(args: argparse.Namespace, request: Request, words: tuple[str, ...]) -> Spec | None:

@@ -130,7 +130,9 @@ def pulse(mark: Mapping[str, Any]) -> str:
 def check_storage(text: str | None) -> None:
     """Raises InputError for what is neither the URL of a database nor a place for a journal file."""
     path = Path(text or "")
-    if text is not None and "://" not in text and (path.suffix != ".log" or not path.parent.is_dir()):
+    if text is not None and "://" not in text and path.suffix == ".log" and not path.parent.is_dir():
+        raise InputError(f"--storage {text!r}: there is no folder {path.parent}")
+    if text is not None and "://" not in text and path.suffix != ".log":
         raise InputError(f"--storage {text!r}: give a database URL (sqlite:///file.db) or a journal file (file.log)")
 
 

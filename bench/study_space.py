@@ -17,7 +17,7 @@ import math
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from bench import config as cfg
 from bench import registry
@@ -272,6 +272,8 @@ def grid(texts: Iterable[str], method: str) -> dict[str, tuple[Any, ...]]:
         if not matching:
             raise InputError(f"--grid {text!r}: unknown key {key.strip()!r}{cfg.nearest(key.strip(), all_keys())}")
         mine = [k for k in matching if k in fields]
+        if mine and mine[0] in found:
+            raise InputError(f"--grid {text!r}: {mine[0]} has a grid already; give all its values in one")
         if mine:
             found[mine[0]] = _grid_values(mine[0], listed, method, text)
     return found
@@ -280,6 +282,8 @@ def grid(texts: Iterable[str], method: str) -> dict[str, tuple[Any, ...]]:
 def _grid_values(key: str, listed: str, method: str, text: str) -> tuple[Any, ...]:
     own = key.startswith(f"{method}.")
     hint = _hint(registry.method(method).Config if own else Settings, key, method)
+    if get_origin(hint) is tuple and get_args(hint)[0] is not str:
+        raise InputError(f"--grid {key}: a list of numbers cannot be swept; begin a study for each with --set")
     values = tuple(
         plain(cfg.convert(part.strip(), hint, f"--grid {key}")) for part in listed.split(",") if part.strip()
     )

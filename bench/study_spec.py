@@ -17,12 +17,11 @@ import numpy as np
 
 from bench import config as cfg
 from bench import registry, stats, summary
-from bench.plan import STAGE_VERSIONS, Cell, Plan, Request, make_plan, settings_of
+from bench.plan import STAGE_VERSIONS, TUNING_SEEDS, Cell, Plan, Request, make_plan, settings_of
 from bench.store import LIBRARIES, Entry, Store, versions
 from bench.study_space import Parameter, PerTask, Values, plain, show
 from bench.types import InputError
 
-TUNING_SEEDS = 1_000_000
 RETEST_SEEDS = 2_000_000
 Instance = tuple[str, int]  # (task, seed)
 SELECTION, REPORT = "selection_success_rate", "success_rate"  # in points.json

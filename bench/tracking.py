@@ -21,9 +21,9 @@ from bench import config
 from bench import tracking_files as files
 from bench import tracking_points as curves
 from bench import tracking_system as system
-from bench.plan import STAGES
+from bench.plan import STAGES, read_run
 from bench.stages.curves import cell_status
-from bench.store import Entry, Store, masked, read_json
+from bench.store import Entry, Store, masked
 from bench.tracking_client import Tree, brief, quiet_client, unreachable
 from bench.types import InputError
 
@@ -42,7 +42,7 @@ def sync(store: Store, run_folder: Path, uri: str) -> int:
 
     Raises InputError if the tracking server does not answer.
     """
-    read_json(run_folder / "run.json")
+    read_run(run_folder)
     return answered(lambda: Mirror(store, run_folder, uri).sync(), uri)
 
 
@@ -95,8 +95,8 @@ class Mirror:
         with self.turn.lock:
             if self.turn.fresh():
                 self._trees = {}
-            self.run, self._alive = read_json(self.folder / "run.json"), alive
-            cells: list[dict[str, Any]] = self.run.get("cells", [])
+            self.run, self._alive = read_run(self.folder), alive
+            cells: list[dict[str, Any]] = self.run["cells"]
             return sum(self._task(task, [c for c in cells if c["task"] == task]) for task in _unique(cells, "task"))
 
     def _task(self, task: str, cells: list[dict[str, Any]]) -> int:

@@ -125,6 +125,8 @@ def ui(
 
     For the address of a server nothing is started, only the links are printed, and 0 is returned.
     """
+    if not 1 <= port <= 65535:
+        raise InputError(f"--port {port}: give a number from 1 to 65535")
     uri, remote = absolute(uri), uri.startswith("http")  # before the working directory changes
     if not remote:
         with socket.socket() as probe:

@@ -11,6 +11,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from bench.plan import STAGES
+from bench.stages.curves import last_line
 from bench.store import Store, read_json
 from bench.study_book import counted, ranked
 from bench.study_space import label, values_of
@@ -25,14 +26,17 @@ def cell_line(store: Store, cell: dict[str, Any]) -> str:
         entry = store.entry(stage, cell["stages"][stage])
         status = entry.status()
         if status == "failed":
-            return f"{name}: {stage} failed: {entry.failure().strip().splitlines()[-1]}"
+            return f"{name}: {stage} failed: {last_line(entry.failure()) or 'nothing was written down'}"
         if status != "done" and stage != "finetune":
             return f"{name}: {stage} {status}"
     points = entry.file("points.json")
     if not points.exists():
         return f"{name}: {stage} {status}"
-    latest = json.loads(points.read_text())[-1]
-    return f"{name}: {status}, success {latest['success_rate']:.2f} at {latest['control_steps']} control steps"
+    try:
+        latest = json.loads(points.read_text())[-1]
+        return f"{name}: {status}, success {latest['success_rate']:.2f} at {latest['control_steps']} control steps"
+    except (ValueError, LookupError, TypeError):
+        return f"{name}: {status}, {points} is damaged"
 
 
 def command_of(folder: Path) -> str:

@@ -66,6 +66,14 @@ BAD = {
     "no file": (["run", "--config", "nowhere.toml"], "nowhere.toml"),
     "a folder": (["run", "--config", "/"], "cannot read"),
     "no results": (["report", "--results", "nowhere"], "nowhere"),
+    "no results to list": (["list", "--results", "nowhere"], "nowhere"),
+    "empty path": (["run", "--results", ""], "the path is empty"),
+    "another's option": (["study", "--dry-run"], "bench study --help"),
+    "type of an option": (["run", "--jobs", "many"], "'many'; see"),
+    "seeds without end": (["run", "--seeds", "99999999999999999999,1"], "below 1000000"),
+    "a thousand million seeds": (["run", "--seeds", "1000000000"], "below 1000000"),
+    "sigma twice": (["run", "--set", "coverage.sigmas=0,0,0.5"], "every σ once"),
+    "another method": (["run", "--methods", "csp", "--set", "bc.z_bound=2"], "bc is not among the methods"),
 }
 
 
@@ -108,6 +116,46 @@ def test_bad_configuration_files(text: str, expected: str, capsys: pytest.Captur
     assert cli.main(["run", "--tasks", "toy", "--config", str(tmp_path / "x.toml"), "--dry-run"]) == 2
     err = capsys.readouterr().err
     assert expected in err and err.count("\n") == 1
+
+
+def test_an_empty_plan_of_a_folder_that_is_not_there_leaves_it_so(tmp_path: Path) -> None:
+    assert cli.main(["run", "--tasks", "toy", "--dry-run", "--results", str(tmp_path / "typo")]) == 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("port", ["0", "-5", "65536"])
+def test_a_port_that_cannot_be(port: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ui", "--results", str(finished), "--port", port]) == 2
+    assert "from 1 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "{", '{"command": [], "cells": [{}]}', '{"cells": []}', "null"])
+def test_a_damaged_record_is_one_line_and_written_anew(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, store = make_plan(cli.request_of(cli.parser().parse_args(["run", *TINY]))), Store(tmp_path)
+    path = plan.write(store) / "run.json"
+    whole = set(json.loads(path.read_text()))
+    path.write_text(text)
+    for command in ("show", "report", "sync"):
+        assert cli.main([command, "--results", str(tmp_path)]) == 2
+        err = capsys.readouterr().err
+        assert str(path) in err and err.count("\n") == 1
+    assert cli.main(["list", "--results", str(tmp_path)]) == 0 and str(path) in capsys.readouterr().out
+    plan.write(store)
+    assert set(json.loads(path.read_text())) == whole
+
+
+@pytest.mark.parametrize("text", ["[{", "[]", '[{"success_rate": null, "control_steps": 5}]', "{}"])
+def test_damaged_points_are_said_where_cells_are_shown(
+    text: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = next(finished.glob("stages/finetune/*/points.json"))
+    whole = path.read_text()
+    path.write_text(text)
+    assert cli.main(["show", "--results", str(finished)]) == 0
+    path.write_text(whole)
+    assert capsys.readouterr().out.count(f"done, {path} is damaged") == 1
 
 
 def test_second_run_skips_everything(finished: Path) -> None:

@@ -23,9 +23,10 @@ from studies import ROOT, SEARCH, TINY, arguments, by_start, made, spec_of, spec
 
 from bench import cli, plan, registry, study, study_book, study_report, study_space, study_spec
 from bench import config as cfg
+from bench.plan import TUNING_SEEDS
 from bench.store import Store
 from bench.study_book import Book, NumberedSampler
-from bench.study_spec import RETEST_SEEDS, TUNING_SEEDS
+from bench.study_spec import RETEST_SEEDS
 from bench.types import InputError, Stopped
 
 # What is suggested
@@ -378,10 +379,13 @@ BAD = {
     "grid type": (["--method", "csp", "--grid", "csp.start=high"], "not a number"),
     "grid range": (["--method", "csp", "--grid", "csp.start=0,1.5"], "outside [0.0, 1.0]"),
     "grid choice": (["--method", "csp", "--grid", "csp.schedule=cosin"], "cosine"),
+    "grid of lists": (["--method", "csp", "--grid", "rl.actor=64,64"], "a list of numbers cannot be swept"),
+    "grid twice": (["--method", "csp", "--grid", "csp.start=0", "--grid", "csp.start=0.5"], "has a grid already"),
+    "storage folder": (["--method", "bc", "--space", "rl", "--storage", "/nope/x.log"], "there is no folder /nope"),
     "grid empty": (["--method", "csp", "--grid", "csp.start"], "KEY=VALUE"),
     "grid does not count": (["--method", "csp", "--grid", "csp.stop=0.1,0.2"], "not used with csp.schedule"),
     "grid and trials": (["--grid", "rl.batch=8", "--trials", "3"], "leave --trials out"),
-    "seeds": (["--space", "rl", "--seeds", "1000000,"], "too large"),
+    "seeds": (["--space", "rl", "--seeds", "1000000,"], "below 1000000"),
     "name": (["--method", "bc", "--space", "rl", "--name", "../x"], "--name"),
     "option": (["--space", "rl", "--trial", "5"], "--trials"),
 }  # fmt: skip

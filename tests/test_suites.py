@@ -6,7 +6,8 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -17,10 +18,37 @@ import pytest
 from bench import registry
 from bench.seeding import pack_generator
 from bench.steering import execute
-from bench.types import Demos, Steps, Task
+from bench.types import Demos, InputError, Steps, Task
 from envs import toy
 
 TASK = toy.tasks[0]
+
+
+BROKEN = {
+    "syntax": ("def f(:\n", "suites/new.py, line 1: SyntaxError"),
+    "its own code": ("x = 1\ny = x / 0\n", "suites/new.py, line 2: ZeroDivisionError: division by zero"),
+    "members": ("requires = ()\n", "lacks tasks, make, demos"),
+    "tasks": ("requires = ()\ntasks = make = demos = None\n", "tasks must be a tuple"),
+    "requires": ("requires = 'numpy'\ntasks = make = demos = ()\n", "requires must be a tuple"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_suite_is_said_in_one_line_with_its_place(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, expected = BROKEN[name]
+    folder = tmp_path / "suites"
+    folder.mkdir()
+    (folder / "new.py").write_text(text)
+    package = ModuleType("suites")
+    package.__path__ = [str(folder)]
+    monkeypatch.setitem(sys.modules, "suites", package)
+    monkeypatch.delitem(sys.modules, "suites.new", raising=False)
+    monkeypatch.setattr(registry, "suites_package", package)
+    with pytest.raises(InputError) as error:
+        registry.suites.__wrapped__()
+    assert expected in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("check", kit.CHECKS, ids=lambda check: check.__name__)

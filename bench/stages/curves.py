@@ -15,10 +15,10 @@ from typing import Any, cast
 import pandas as pd
 
 from bench import store as schema
-from bench.store import Entry, Store, read_json, read_table
+from bench.plan import STAGES, read_run
+from bench.store import Entry, Store, read_table
 from bench.types import InputError
 
-ORDER = ("demos", "starts", "pretrain", "coverage", "finetune")
 _CELL: dict[str, str] = {"method": "str", "task": "str", "seed": "int64"}
 
 
@@ -36,7 +36,7 @@ class Curves:
 
 def stages(store: Store, cell: dict[str, Any]) -> dict[str, Entry]:
     """Stage → entry for the stages the cell has, in order."""
-    return {name: store.entry(name, cell["stages"][name]) for name in ORDER if cell["stages"].get(name)}
+    return {name: store.entry(name, cell["stages"][name]) for name in STAGES if cell["stages"].get(name)}
 
 
 def cell_status(entries: dict[str, Entry]) -> tuple[str, str]:
@@ -85,11 +85,11 @@ class _Reader:
 
 def gather(store: Store, run_folder: Path) -> Curves:
     """All tables of the run in `run_folder`. Raises InputError only if run.json itself cannot be read."""
-    run = read_json(run_folder / "run.json")
+    run = read_run(run_folder)
     reader = _Reader()
     rows: list[dict[str, Any]] = []
     parts: dict[str, list[pd.DataFrame]] = {"episodes": [], "coverage": [], "training": [], "sigma": []}
-    for cell in run.get("cells", []):
+    for cell in run["cells"]:
         row, tables = _cell(store, reader, cell)
         rows.append(row)
         for name, frame in tables.items():
