@@ -232,7 +232,10 @@ class Report:
         return blocks
 
     def _costs(self) -> list[Block]:
-        said = "Medians over seeds at the last point; pretraining is a mean over seeds, memory the largest peak."
+        said = (
+            "Medians over seeds at the last point; pretraining and the steps to choose σ are means over seeds, memory "
+            "the largest peak."
+        )
         return [Heading("What it cost"), Text(said), report_tables.costs(self.tasks)] if self.tasks else []
 
     # files

@@ -41,7 +41,8 @@ PROFILE = (
 CURVES = (
     "Success on report states. Thick: mean over seeds with its 95 % band (t; Wilson's of the runs where all agree), up "
     "to where the shortest seed ends; thin: single seeds; one seed has no band. Over all tasks, 1 is the cost of the "
-    "costliest method on the task. Pretraining that methods share is charged to each of them in full."
+    "costliest method on the task. Pretraining and the rollouts that chose σ are charged in full to each method that "
+    "shares them."
 )
 TASK = (
     "Brackets as above, but for the mean of the control steps to 50 %: Kaplan and Meier's, in which a run that never "
