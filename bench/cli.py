@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         return [o for action in self._actions for o in action.option_strings]
 
 
-def folder(text: str) -> Path:
+def named_path(text: str) -> Path:
     """A path that is not empty, as of an unset variable of the shell."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
@@ -77,7 +77,7 @@ def parser() -> Parser:
     study = _study_options(commands)
 
     report = commands.add_parser("report", help="tables, figures and one HTML page of a run")
-    report.add_argument("--out", type=folder, help="folder to write to (default: report/ in the run's folder)")
+    report.add_argument("--out", type=named_path, help="folder to write to (default: report/ in the run's folder)")
     sync = commands.add_parser("sync", help="bring MLflow up to date with the files of a run and of the studies")
     ui = commands.add_parser("ui", help="start the MLflow UI on what was run")
     ui.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default: 5000)")
@@ -92,7 +92,7 @@ def parser() -> Parser:
     listing.add_argument("--keys", action="store_true", help="every configuration key with default, unit and range")
     for command in (run, study, report, sync, ui, show, listing):
         command.add_argument(
-            "--results", type=folder, default=Path(RESULTS), help=f"results folder (default: {RESULTS})"
+            "--results", type=named_path, default=Path(RESULTS), help=f"results folder (default: {RESULTS})"
         )
     perf = commands.add_parser("perf", help="measure speed, each figure beside its baseline")
     perf.add_argument("--methods", help="all, or ids separated by commas (default: the quick profile's)")
@@ -100,7 +100,7 @@ def parser() -> Parser:
     perf.add_argument(
         "--quick", action="store_true", help="first method, first task and simulator of each suite, shorter turns"
     )
-    perf.add_argument("--results", type=folder, default=Path(RESULTS), help=f"results folder (default: {RESULTS})")
+    perf.add_argument("--results", type=named_path, default=Path(RESULTS), help=f"results folder (default: {RESULTS})")
     commands.add_parser("doctor", help="check versions and suites, and say how to mend them")
     return top
 

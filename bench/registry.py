@@ -36,8 +36,6 @@ def _imported(name: str) -> object:
     """The module. Raises InputError with the place and the reason where its own code is wrong."""
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise
     except Exception as error:
         path = f"{name.replace('.', '/')}.py"
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(path)]

@@ -83,13 +83,9 @@ def show(value: Any) -> str:
     """A value as `--set` takes it; of a default that differs by task all values."""
     if isinstance(value, PerTask):
         return " / ".join(show(v) or "all" for v in value.values) + " by task"
-    if value is None:
-        return "auto"
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, list | tuple):
         return ",".join(map(show, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else cfg.shown(value)
 
 
 def label(values: Mapping[str, Any]) -> str:
