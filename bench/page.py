@@ -198,9 +198,9 @@ p { max-width: 75ch; overflow-wrap: anywhere; }
 figure { display: inline-block; vertical-align: top; width: 100%; max-width: 510px; margin: .5rem 4px 1rem 0; }
 figure svg { width: 100%; height: auto; display: block; }
 figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
-.choice { margin: .8rem 0 1rem; }
+.choice { margin: .8rem 0 1rem; position: relative; }
 .choice > p { margin: 0 0 .4rem; color: var(--soft); }
-.choice input { position: absolute; opacity: 0; }
+.choice input { position: absolute; left: 0; opacity: 0; }
 .choice label { display: inline-block; padding: .25rem .7rem; margin: 0 .35rem .4rem 0; border: 1px solid var(--line);
   border-radius: 999px; cursor: pointer; font-size: .88rem; }
 .choice input:checked + label { background: var(--ink); color: var(--paper); border-color: var(--ink); }

@@ -18,7 +18,7 @@ from typing import Any
 from bench import config as cfg
 from bench import study_report, study_tables
 from bench.executor import Board, Executor
-from bench.plan import Request
+from bench.plan import TUNING_SEEDS, Request
 from bench.screen import screen as plan_screen
 from bench.store import Store, masked, write_json
 from bench.study_book import Book, check_storage
@@ -85,6 +85,8 @@ def _check_numbers(args: argparse.Namespace, request: Request) -> None:
         raise InputError("give one of --space (a search) and --grid (a sweep)")
     if args.grid and args.trials is not None:
         raise InputError("--grid measures every combination; leave --trials out")
+    if max(request.seeds) >= TUNING_SEEDS:
+        raise InputError(f"--seeds: {max(request.seeds)} is too large; a study adds {TUNING_SEEDS} to each")
 
 
 def _spec(args: argparse.Namespace, request: Request, words: tuple[str, ...]) -> Spec | None:

@@ -70,8 +70,8 @@ BAD = {
     "empty path": (["run", "--results", ""], "the path is empty"),
     "another's option": (["study", "--dry-run"], "bench study --help"),
     "type of an option": (["run", "--jobs", "many"], "'many'; see"),
-    "seeds without end": (["run", "--seeds", "99999999999999999999,1"], "below 1000000"),
-    "a thousand million seeds": (["run", "--seeds", "1000000000"], "below 1000000"),
+    "seeds without end": (["run", "--seeds", "99999999999999999999,1"], "of 0 to 2147483647"),
+    "a thousand million seeds": (["run", "--seeds", "1000000000"], "up to 1000000"),
     "sigma twice": (["run", "--set", "coverage.sigmas=0,0,0.5"], "every σ once"),
     "another method": (["run", "--methods", "csp", "--set", "bc.z_bound=2"], "bc is not among the methods"),
 }

@@ -385,7 +385,7 @@ BAD = {
     "grid empty": (["--method", "csp", "--grid", "csp.start"], "KEY=VALUE"),
     "grid does not count": (["--method", "csp", "--grid", "csp.stop=0.1,0.2"], "not used with csp.schedule"),
     "grid and trials": (["--grid", "rl.batch=8", "--trials", "3"], "leave --trials out"),
-    "seeds": (["--space", "rl", "--seeds", "1000000,"], "below 1000000"),
+    "seeds": (["--space", "rl", "--seeds", "1000000,"], "too large"),
     "name": (["--method", "bc", "--space", "rl", "--name", "../x"], "--name"),
     "option": (["--space", "rl", "--trial", "5"], "--trials"),
 }  # fmt: skip
