@@ -119,13 +119,13 @@ def _range(low: float | None, high: float | None) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as `--set` takes it; an empty list, which only a file can give, as a file has it."""
+    """A value as `--set` takes it; an empty list is nothing."""
     if value is None:
         return "auto"
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
-        return ",".join(map(shown, value)) if value else "[]"
+        return ",".join(map(shown, value))
     return str(value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,14 @@ def test_a_mistyped_key_is_told_the_nearest_one_of_its_own_section_first() -> No
     assert cfg.nearest("residual.bound", names) == " (did you mean 'residual.correction_bound'?)"
     assert cfg.nearest("csp.exponent", names) == " (did you mean 'csp_tmrl.exponent'?)"
     assert cfg.nearest("zzz", names) == ""
+
+
+@pytest.mark.parametrize(
+    "kind", [Settings, *(m.Config for m in registry.methods().values())], ids=lambda k: k.__module__
+)
+def test_every_default_is_shown_as_set_takes_it(kind: type[Any]) -> None:
+    for key, field in cfg.keys(kind).items():
+        assert cfg.override(kind(), {key: cfg.shown(field.default)}, "test") == kind(), key
 
 
 def test_settings_survive_json() -> None:
