@@ -172,7 +172,7 @@ def request_of(args: argparse.Namespace) -> Request:
     return Request(
         registry.select_methods(methods, profile), registry.select_tasks(tasks, preset or profile),
         parse_seeds(str(SEEDS[profile]) if seeds is None else seeds), profile,
-        cfg.flat(file), per_task, dict(pair(text) for text in args.set),
+        cfg.flat(file), per_task, dict(pair(text) for text in args.set), str(args.config or Request.file),
     )  # fmt: skip
 
 
@@ -418,9 +418,9 @@ def command_doctor(args: argparse.Namespace) -> int:
     """Check the installation; 1 if something is wrong."""
     from bench import doctor
 
-    findings = doctor.examine()
-    for finding in findings:
-        print(
-            f"{'ok   ' if finding.ok else 'WRONG'} {finding.what}" + (f"\n      {finding.fix}" if finding.fix else "")
-        )
-    return 0 if all(f.ok for f in findings) else 1
+    wrong = 0
+    for finding in doctor.examine():
+        fix = f"\n      {finding.fix}" if finding.fix else ""
+        print(f"{'ok   ' if finding.ok else 'WRONG'} {finding.what}{fix}", flush=True)
+        wrong += not finding.ok
+    return 1 if wrong else 0

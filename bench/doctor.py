@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from packaging.specifiers import SpecifierSet
@@ -71,24 +71,22 @@ def install_command(name: str) -> str:
     return f"{INSTALL} {'--no-deps ' if name == 'robosuite' else ''}{name}"
 
 
-def check_suites() -> list[Finding]:
+def check_suites() -> Iterator[Finding]:
     """What each suite needs, and whether its simulator steps."""
-    findings = []
     for name, suite in registry.suites().items():
         missing = [need for need in suite.requires if need not in versions([need])]
         if missing:
             fix = "; ".join(install_command(need) for need in missing)
-            findings.append(Finding(False, f"suite {name}: lacks {', '.join(missing)}", fix))
+            yield Finding(False, f"suite {name}: lacks {', '.join(missing)}", fix)
             continue
         try:
             env = suite.make(suite.tasks[0], 0)
             env.reset(seed=0)
             env.step(env.action_space.high * 0)
-            findings.append(Finding(True, f"suite {name}: steps"))
+            yield Finding(True, f"suite {name}: steps")
         except Exception as error:
             line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            findings.append(Finding(False, f"suite {name}: {line}", "; ".join(map(install_command, suite.requires))))
-    return findings
+            yield Finding(False, f"suite {name}: {line}", "; ".join(map(install_command, suite.requires)))
 
 
 def check_drawing() -> Finding:
@@ -99,10 +97,11 @@ def check_drawing() -> Finding:
     return Finding(True, f"no films (optional): {why}", fix)
 
 
-def examine() -> list[Finding]:
-    """All findings."""
+def examine() -> Iterator[Finding]:
+    """All findings, as they come."""
     names = [name for name, _, _ in RULES] + ["dm_control"]
     findings = check_versions(versions(names))
+    yield from findings
     if all(f.ok for f in findings):
-        findings += [check_drawing(), *check_suites()]
-    return findings
+        yield check_drawing()
+        yield from check_suites()

@@ -127,10 +127,12 @@ class Request:
     overrides: Mapping[str, Any] = field(default_factory=dict)  # dotted key → value, from the file
     task_overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # task id → the same; wins over it
     command: Mapping[str, Any] = field(default_factory=dict)  # dotted key → value, from --set; wins over both
+    file: str = "--config"  # the file's name, for messages
 
-    def layers(self, task: str) -> tuple[Mapping[str, Any], ...]:
-        """What the user says about a task; the later wins."""
-        return (self.overrides, self.task_overrides.get(task, {}), self.command)
+    def layers(self, task: str) -> dict[str, Mapping[str, Any]]:
+        """What the user says about a task, by where it is said; the later wins."""
+        own = {f"{self.file}: tasks.{task!r}": self.task_overrides[task]} if task in self.task_overrides else {}
+        return {self.file: self.overrides, **own, "--set": self.command}
 
 
 @dataclass(frozen=True)
@@ -263,10 +265,12 @@ def make_plan(request: Request) -> Plan:
     if request.profile not in PROFILES:
         guess = cfg.nearest(request.profile, PROFILES)
         raise InputError(f"unknown profile {request.profile!r}{guess}; known: {', '.join(PROFILES)}")
+    _check_profiles()
     known = set(all_keys())
-    for key in [k for values in (request.overrides, *request.task_overrides.values(), request.command) for k in values]:
+    layers = [layer for task in (*request.tasks, *request.task_overrides) for layer in request.layers(task).items()]
+    for where, key in ((where, key) for where, values in layers for key in values):
         if key not in known:
-            raise InputError(f"unknown key {key!r}{cfg.nearest(key, known)}; `bench list --keys` shows all")
+            raise InputError(f"{where}: unknown key {key!r}{cfg.nearest(key, known)}; `bench list --keys` shows all")
     others = set(registry.methods()) - set(request.methods)
     for key in request.command:
         if (name := key.split(".")[0]) in others:
@@ -277,6 +281,18 @@ def make_plan(request: Request) -> Plan:
     ]  # fmt: skip
     shown = [c for c in cells if c.seed in request.seeds[: c.settings.video.seeds]]
     return Plan(request, tuple(cells), tuple(_unit("video", c.units[-1:]) for c in shown))
+
+
+def _check_profiles() -> None:
+    """Raises InputError for a suite or a method that names a profile there is not, which would take part in none."""
+    named = {f"envs/{id.split('/')[0]}.py: {id}": [*task.profiles] for id, task in registry.tasks().items()}
+    for name, module in registry.methods().items():
+        named[f"methods/{name}.py"] = [*getattr(module, "profiles", ()), *getattr(module.Config, "profiles", ())]
+    known = [*PROFILES, *PRESETS]
+    for where, profile in ((where, profile) for where, profiles in named.items() for profile in profiles):
+        if profile not in known:
+            guess = cfg.nearest(profile, known)
+            raise InputError(f"{where}: unknown profile {profile!r}{guess}; known: {', '.join(known)}")
 
 
 def all_keys() -> list[str]:
@@ -295,9 +311,9 @@ def settings_of(request: Request, task: Task) -> Settings:
     settings = cfg.override(settings, own(PROFILES[request.profile]), f"profile {request.profile}")
     settings = cfg.override(settings, own(task.profiles.get(request.profile, {})), f"{task.id} in {request.profile}")
     names = {f.name for f in dataclasses.fields(Settings)}
-    for values in request.layers(task.id):
+    for where, values in request.layers(task.id).items():
         mine = {k: v for k, v in values.items() if k.split(".")[0] in names}
-        settings = cfg.override(settings, mine, "--set/--config")
+        settings = cfg.override(settings, mine, where)
     _check_settings(settings, task)
     most = max(settings.evaluation.states, settings.evaluation.selection_states, settings.coverage.states,
                settings.coverage.selection_states)  # fmt: skip
@@ -342,9 +358,9 @@ def config_of(request: Request, method: str, task: Task) -> Any:
     config = cfg.override(config, _options(config, PROFILES[request.profile], profile), profile)
     config = cfg.override(config, getattr(config, "profiles", {}).get(request.profile, {}), method)
     config = cfg.override(config, _options(config, task.profiles.get(request.profile, {}), where), where)
-    for values in request.layers(task.id):
+    for where, values in request.layers(task.id).items():
         mine = {k.split(".", 1)[1]: v for k, v in values.items() if k.startswith(f"{method}.")}
-        config = cfg.override(config, mine, method)
+        config = cfg.override(config, mine, where, f"{method}.")
     _check_config(config, method, task)
     return config
 
@@ -389,7 +405,7 @@ def _with_options(request: Request, method: str, task: Task, settings: Settings,
     widths = dict.fromkeys(task.context_keys, 1)  # the true ones are known once there are demonstrations
     dims = Dims(1, len(widths), 1, settings.policy.chunk, widths, settings.policy.execute)
     agent = registry.methods()[method].agent(config, dims)
-    wanted = {key for values in request.layers(task.id) for key in values}
+    wanted = {key for values in request.layers(task.id).values() for key in values}
     for name, value in agent.options.items():
         if f"rl.{name}" in wanted and getattr(settings.rl, name) != value:
             raise InputError(f"rl.{name}: {method} is defined by {value}; leave the key out, or the method")

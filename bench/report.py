@@ -170,11 +170,13 @@ class Report:
             if found:
                 self.drawn[ALL, axis] = found
                 figure = report_figures.success(found, ALL, f"share of the {axis.label}", self.style)
-                without = f" Without {', '.join(lacking)}: not finished on every task." if lacking else ""
+                without = f" Without {', '.join(lacking)}: not known on every task." if lacking else ""
                 caption = f"Mean over {len(shown)} tasks against the share of the {axis.label}.{without}"
                 images.append(self._save(f"success_all{_suffix(axis)}", figure, caption))
         for task in shown:
             curves = self.drawn[task.task, axis] = report_curves.curves(task, axis)
+            if not curves:
+                continue
             figure = report_figures.success(curves, task.task, axis.label, self.style)
             name = f"success_{_flat(task.task)}{_suffix(axis)}"
             images.append(self._save(name, figure, f"{task.task}: success against {axis.label}."))

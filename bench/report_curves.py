@@ -58,9 +58,14 @@ def points(run: Run, axis: Axis) -> tuple[Array, Array]:
     return x[kept] + offset, run.success[:, kept]
 
 
+def drawable(result: Result, axis: Axis) -> bool:
+    """Whether a seed has finished, and what came before fine-tuning is known of all that have."""
+    return bool(result.runs) and all(np.isfinite(points(run, axis)[0]).all() for run in result.runs)
+
+
 def curves(task: TaskResult, axis: Axis) -> list[Curve]:
-    """One curve per method that has finished a seed."""
-    return [_curve(result, axis) for result in task.results if result.runs]
+    """One curve per method that can be drawn."""
+    return [_curve(result, axis) for result in task.results if drawable(result, axis)]
 
 
 def _curve(result: Result, axis: Axis) -> Curve:
@@ -106,11 +111,11 @@ def over_tasks(tasks: Sequence[TaskResult], axis: Axis) -> tuple[list[Curve], li
     and methods stay comparable. A curve goes from where it has started on all tasks to where it ends on the first.
     """
     shown = [t for t in tasks if t.ranked]
-    scales = {t.task: max(_end(r, axis) for r in t.results if r.runs) for t in shown}
+    scales = {t.task: max((_end(r, axis) for r in t.results if drawable(r, axis)), default=1.0) for t in shown}
     found, lacking = [], []
     for method in dict.fromkeys(r.method for t in shown for r in t.results):
         own = [r for t in shown for r in t.results if r.method == method]
-        if not all(r.runs for r in own):
+        if not all(drawable(r, axis) for r in own):
             lacking.append(method)
             continue
         runs = [[(x / scales[r.task], y) for x, y in (points(run, axis) for run in r.runs)] for r in own]

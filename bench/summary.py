@@ -117,7 +117,7 @@ def _runs(frame: pd.DataFrame, selection: pd.Series[float]) -> Iterator[Run]:
         axes = {axis: points[axis].to_numpy(float)[kept] for axis in AXES}
         first = rows.iloc[0]
         spent = {"gradient_steps": float(first["pretrain_steps"]), "wall_seconds": float(first["pretrain_seconds"])}
-        spent["control_steps"] = float(np.nan_to_num(selection[seed]))
+        spent["control_steps"] = float(selection[seed])
         yield Run(int(str(seed)), axes, success[:, kept], spent)
 
 

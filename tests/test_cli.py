@@ -73,6 +73,7 @@ BAD = {
     "seeds without end": (["run", "--seeds", "99999999999999999999,1"], "of 0 to 2147483647"),
     "a thousand million seeds": (["run", "--seeds", "1000000000"], "up to 1000000"),
     "sigma twice": (["run", "--set", "coverage.sigmas=0,0,0.5"], "every σ once"),
+    "below its range": (["run", "--set", "csp.z_bound=-1"], "--set: csp.z_bound = -1.0 is outside"),
     "another method": (["run", "--methods", "csp", "--set", "bc.z_bound=2"], "bc is not among the methods"),
 }
 
@@ -107,7 +108,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ("[run]\nprofile = 5\n", "unknown profile '5'"),
         ("[run]\nprofile = { a = 1 }\n", "unknown profile"),
         ("[run]\nseeds = true\n", "--seeds"),
-        ("[rl]\ndecisions = inf\n", "not a whole number"),
+        ("[rl]\ndecisions = inf\n", "x.toml: rl.decisions = inf is not a whole number"),
+        ("[csp]\nz_bound = -1\n", "x.toml: csp.z_bound = -1.0 is outside"),
+        ("[tasks.'toy/reach']\nrl.batch = 'b'\n", "x.toml: tasks.'toy/reach': rl.batch = 'b' is not"),
         ("[rl]\nactor = [inf]\n", "not a whole number"),
     ],
 )
@@ -394,6 +397,6 @@ def test_doctor_names_wrong_pairs_and_the_cure() -> None:
 
 
 def test_doctor_finds_this_installation_well() -> None:
-    findings = doctor.examine()
+    findings = list(doctor.examine())
     assert [f for f in findings if not f.ok] == []
     assert any("robosuite_tasks: steps" in f.what for f in findings)

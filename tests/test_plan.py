@@ -71,6 +71,19 @@ def test_a_task_sets_an_option_of_every_method_that_has_it(monkeypatch: pytest.M
         make_plan(cli.request_of(cli.parser().parse_args(words)))
 
 
+@pytest.mark.parametrize("where", ["method", "its options", "suite"])
+def test_a_profile_that_does_not_exist_is_refused(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if where == "method":
+        monkeypatch.setattr(registry.methods()["bc"], "profiles", ("qick",), raising=False)
+    elif where == "its options":
+        monkeypatch.setattr(registry.methods()["csp"].Config, "profiles", {"qick": {}})
+    else:
+        task = dataclasses.replace(registry.task("toy/reach"), profiles={"qick": {}})
+        monkeypatch.setattr(registry, "tasks", lambda: {task.id: task})
+    with pytest.raises(InputError, match=r"(methods|envs)/.*unknown profile 'qick' \(did you mean 'quick'"):
+        make_plan(Request(("bc",), ("toy/reach",), (0,)))
+
+
 def test_the_published_comparison_keeps_its_bounds_on_every_task() -> None:
     words = ["run", "--profile", "paper", "--methods", "all", "--tasks", "navigation"]
     configs = [c.config for c in make_plan(cli.request_of(cli.parser().parse_args(words))).cells]

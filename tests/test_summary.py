@@ -196,6 +196,19 @@ def test_rollouts_that_chose_sigma_are_a_cost_and_on_an_axis_of_their_own(run: F
     assert begins["noised"] == 1200 and begins["plain"] == 0
 
 
+def test_a_method_is_left_out_where_what_chose_sigma_is_unknown(run: Fabricated) -> None:
+    run.finish_all()
+    found = gather(run.store, run.folder)
+    cells = found.cells
+    cells.loc[cells["method"] == "noised", "selection_control_steps"] = np.nan
+    tasks = summary.summarise(found)
+    usual, chosen = report_curves.AXES[:2]
+    drawn = {axis.key: {c.method for c in report_curves.curves(tasks[0], axis)} for axis in (usual, chosen)}
+    assert drawn["control_steps"] - drawn["control_steps_all"] == {"noised"}
+    together, lacking = report_curves.over_tasks(tasks, chosen)
+    assert lacking == ["noised"] and "plain" in {c.method for c in together}
+
+
 def test_seeds_that_share_no_stretch_of_an_axis_still_have_a_curve() -> None:
     """Pretraining of 100 s and of 40 s, and 50 s of fine-tuning."""
     axis = next(a for a in report_curves.AXES if a.before and a.column == "wall_seconds")
