@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from bench import seeding, summary
 from bench.report_ranking import spread
 from bench.stats import Array, Estimate
 from bench.summary import Result, TaskResult
+
+FEW_TASKS = 4  # below this many a line through their leads says nothing
+DRAWS = 10_000
+QUANTILE = 1.96  # of the normal distribution, for half of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,19 @@ class Lead:
     area: Estimate  # difference of areas, paired by seed and start state
     final: Estimate  # difference of success at the end, paired in the same way
     seeds: int  # that both have finished
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """The baseline's success before RL at which a straight line through the tasks' leads falls to 0.
+
+    −∞ where the line is below 0 for any success, ∞ where it is above.
+    """
+
+    value: float
+    low: float
+    high: float
+    falling: float  # share of the resamples whose line falls, or stays on one side: the others say nothing of the kind
 
 
 def leads(tasks: Sequence[TaskResult], baseline: str) -> list[Lead]:
@@ -53,6 +71,47 @@ def _final(result: Result) -> Array:
     return np.stack([run.success[:, -1] for run in result.runs])
 
 
+def crossover(found: Sequence[Lead]) -> Crossover | None:
+    """Where one method's lead ends, with a 95 % interval; None with fewer than FEW_TASKS tasks, or where none falls.
+
+    Tasks are resampled, and in each resample leads and successes are drawn anew within their intervals, as from two
+    halves of normal distributions. So the interval covers other tasks like these, as far as a line describes them.
+    """
+    if len(found) < FEW_TASKS:
+        return None
+    rng, n = seeding.rng(0, "crossover", found[0].method), len(found)
+    rows = rng.integers(n, size=(DRAWS, n))
+    x, y = (_drawn([getattr(lead, name) for lead in found], rows, rng) for name in ("coverage", "area"))
+    values = np.array([[getattr(lead, name).value for lead in found] for name in ("coverage", "area")])
+    (value,), places = _crossing(values[:1], values[1:]), _crossing(x, y)
+    known = places[~np.isnan(places)]
+    if np.isnan(value) or not len(known):
+        return None
+    low, high = np.quantile(known, (0.025, 0.975), method="nearest")
+    return Crossover(float(value), float(low), float(high), len(known) / DRAWS)
+
+
+def _drawn(estimates: Sequence[Estimate], rows: npt.NDArray[np.int64], rng: np.random.Generator) -> Array:
+    """Values of the estimates in rows (D, N), each drawn within its interval; those without one stay."""
+    ends: Array = np.array([(e.value, e.low, e.high) for e in estimates], dtype=float)
+    value, low, high = ends[rows].transpose(2, 0, 1)
+    shift = rng.standard_normal(rows.shape)
+    reach = np.nan_to_num(np.where(shift > 0, high - value, value - low))
+    return np.asarray(value + reach / QUANTILE * shift, dtype=float)
+
+
+def _crossing(x: Array, y: Array) -> Array:
+    """Where least-squares lines of D samples (D, N) fall to 0 on [0, 1] → (D,); NaN for those that rise through it."""
+    across = x - x.mean(axis=1, keepdims=True)
+    width = np.square(across).sum(axis=1)
+    slope: Array = np.divide((across * y).sum(axis=1), width, out=np.zeros(len(x)), where=width > 0)
+    left = y.mean(axis=1) - slope * x.mean(axis=1)
+    right = left + slope
+    place: Array = np.divide(-left, slope, out=np.full(len(x), np.nan), where=(left > 0) & (right <= 0))
+    place[(left <= 0) & (right <= 0)], place[(left > 0) & (right > 0)] = -np.inf, np.inf
+    return place
+
+
 def left_out(tasks: Sequence[TaskResult], found: Sequence[Lead], baseline: str) -> str:
     """A sentence on the tasks on which a method cannot be compared, or nothing."""
     there = {(lead.task, lead.method) for lead in found}
@@ -67,14 +126,26 @@ def left_out(tasks: Sequence[TaskResult], found: Sequence[Lead], baseline: str) 
 def verdict(found: Sequence[Lead], baseline: str) -> str:
     """Of each method, on which tasks its area is above the baseline's, and on which it is below."""
     said = []
-    for method in dict.fromkeys(lead.method for lead in sorted(found, key=lambda lead: lead.method)):
+    for method in sorted({lead.method for lead in found}):
         own = [lead for lead in found if lead.method == method]
         above = [lead.task for lead in own if lead.area.low > 0]
         below = [lead.task for lead in own if lead.area.high < 0]
         words = [f"above on {', '.join(above)}"] * bool(above) + [f"below on {', '.join(below)}"] * bool(below)
         said.append(f"{method} is {' and '.join(words) or 'separated nowhere'}")
     caution = " With one seed nothing is said about other seeds." if all(lead.seeds == 1 for lead in found) else ""
-    return f"Against {baseline}, by area: {'; '.join(said)}.{caution}"
+    return f"Against {baseline}, by area: {'; '.join(said)}.{caution}{_ends(found, baseline)}"
+
+
+def _ends(found: Sequence[Lead], baseline: str) -> str:
+    """A sentence on where the methods' leads end, or nothing."""
+    names = {-np.inf: "none", np.inf: "any"}
+    said = []
+    for method in sorted({lead.method for lead in found}):
+        if place := crossover([lead for lead in found if lead.method == method]):
+            value, low, high = (names.get(v, f"{v:.2f}") for v in (place.value, place.low, place.high))
+            said.append(f"{method} {value} [{low}, {high}]")
+    text = f" Ahead up to this success of {baseline} before RL, by a straight line through the tasks: "
+    return f"{text}{', '.join(said)}." if said else ""
 
 
 def rows(found: Sequence[Lead]) -> list[tuple[str, ...]]:

@@ -93,3 +93,37 @@ def test_page_has_the_section_with_two_tasks_and_not_with_one(tmp_path: Path) ->
         leads = pd.read_csv(tmp_path / name / "out/tables/leads.csv")
         assert set(leads["method"]) == {"noised_chosen"} and len(leads) == len(tasks)
         assert (tmp_path / name / "out/figures/leads.png").exists() == (name == "two")
+
+
+def leads_of(points: dict[float, float], wide: float) -> list[report_regime.Lead]:
+    """A task per point: the first method's success before RL → the other's lead, intervals ± wide."""
+    return [
+        report_regime.Lead(
+            f"t{i}", "other", 8, Estimate(x, max(x - wide, 0.0), min(x + wide, 1.0)), Estimate(y, y - wide, y + wide),
+            Estimate(y, y - wide, y + wide), 5,
+        )
+        for i, (x, y) in enumerate(points.items())
+    ]  # fmt: skip
+
+
+FALLING = {0.0: 0.2, 0.2: 0.12, 0.4: 0.04, 0.6: -0.04, 0.8: -0.12, 1.0: -0.2}
+
+
+def test_a_lead_ends_where_the_line_through_the_tasks_falls_to_nothing() -> None:
+    sharp, wide = (report_regime.crossover(leads_of(FALLING, width)) for width in (0.01, 0.1))
+    assert sharp is not None and wide is not None
+    assert sharp.value == pytest.approx(0.5) and sharp.low < 0.5 < sharp.high < sharp.low + 0.1
+    assert wide.high - wide.low > 2 * (sharp.high - sharp.low) and sharp.falling > 0.99
+    assert "straight line through the tasks: other 0.50 [0.4" in report_regime.verdict(leads_of(FALLING, 0.01), "first")
+
+
+@pytest.mark.parametrize(("shift", "said"), [(0.5, "other any [any, any]"), (-0.5, "other none [none, none]")])
+def test_a_lead_that_ends_nowhere(shift: float, said: str) -> None:
+    assert said in report_regime.verdict(leads_of({x: y + shift for x, y in FALLING.items()}, 0.01), "first")
+
+
+def test_no_end_of_a_lead_is_named_where_there_is_none() -> None:
+    rising = {x: -y for x, y in FALLING.items()}
+    assert report_regime.crossover(leads_of(rising, 0.01)) is None
+    assert report_regime.crossover(leads_of(FALLING, 0.01)[:3]) is None
+    assert "straight line" not in report_regime.verdict(leads_of(rising, 0.01), "first")
