@@ -1,19 +1,20 @@
-"""Draws what no single run has: leads.png, bounds.png and beside.png from the tables in this folder.
+"""Draws what no single run has: crossover.png, leads.png, bounds.png and beside.png from the tables in this folder.
 
-`.venv/bin/python results/reference/published/draw.py` in the repository's root. leads.csv holds the rows of the runs'
-own tables/leads.csv, bounds.csv the areas on tuning seeds, published_curves.csv what can be read off the curves of
-TMRL (arXiv 2605.12236), ± 0.02.
+`.venv/bin/python results/reference/published/draw.py` in the repository's root. leads.csv and narrow.csv hold rows of
+the runs' own tables/leads.csv, bounds.csv the areas on tuning seeds, published_curves.csv what can be read off the
+curves of TMRL (arXiv 2605.12236), ± 0.02.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench import figures, report_figures
+from bench import figures, report_figures, report_regime
 from bench.report_regime import Lead
 from bench.stats import Estimate
 
@@ -21,24 +22,69 @@ FOLDER = Path(__file__).parent
 STEERED = ("bc", "csp", "csp_tmrl", "posterior_bc")
 NAMES = {"TMRL": "csp_tmrl", "DSRL": "bc", "PostBC": "posterior_bc", "RLPD": "rlpd", "SPiRL": "spirl"}
 CONTROL_STEPS = 20  # of a published step: one decision of up to 5 control steps in each of 4 environments
+NAMED = {
+    "navigation/pointmaze-giant": "the giant maze's own",
+    "navigation/pointmaze-giant-4": "4 cells away",
+    "navigation/pointmaze-giant-6": "6 cells away",
+    "navigation/pointmaze-giant-8": "8 cells away",
+    "navigation/pointmaze-giant-instruction": "instructions, giant",
+    "navigation/pointmaze-large-instruction": "instructions, large",
+    "navigation/pointmaze-large-unseen": "unseen goals",
+    "manipspace/cube-single": "the cube",
+    "manipspace/cube-single-instruction": "the cube in other words",
+    "manipspace/cube-single-shifted": "the cube elsewhere",
+    "robosuite_tasks/lift-unseen": "the arm, unseen cubes",
+}
 OURS = {
     "ours, 6 cells away": ("ladder", "navigation/pointmaze-giant-6"),
     "ours, instructions": ("instruction", "navigation/pointmaze-giant-instruction"),
 }
 
 
-def leads() -> Figure:
-    """Lead over bc against bc's Success@K before RL."""
+def read(name: str) -> list[Lead]:
+    """Leads of a table of this folder."""
 
     def estimate(row: pd.Series, name: str) -> Estimate:
         return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
     values = "baseline_success", "area", "final"
-    found = [
+    return [
         Lead(r["task"], r["method"], r["k"], *(estimate(r, n) for n in values), r["seeds"])
-        for _, r in pd.read_csv(FOLDER / "leads.csv").iterrows()
+        for _, r in pd.read_csv(FOLDER / name).iterrows()
     ]
-    return report_figures.leads(found, "bc", figures.Style(STEERED))
+
+
+def leads() -> Figure:
+    """Lead over bc against bc's Success@K before RL."""
+    return report_figures.leads(read("leads.csv"), "bc", figures.Style(STEERED))
+
+
+def crossover() -> Figure:
+    """Lead of csp_tmrl over bc, tasks from the hardest for bc to the easiest; grey where the lead ends."""
+    style = figures.Style(STEERED)
+    colour, ink = style.colour("csp_tmrl"), style.theme.ink
+    wide = [lead for lead in read("leads.csv") if lead.method == "csp_tmrl"]
+    shown = {"z within 1.5": read("narrow.csv"), "z as far as suits the task": wide}
+    rows = {lead.task: i for i, lead in enumerate(wide)}
+    success = [lead.coverage.value for lead in wide]
+    figure, panels = figures.new_figure(style, 3.8, columns=2, width=8.0)
+    for axes, (name, found) in zip(panels, shown.items(), strict=True):
+        axes.plot([lead.area.value for lead in found], [rows[lead.task] for lead in found], color=colour, linestyle="",
+                  marker=style.marker("csp_tmrl"), markersize=7)  # fmt: skip
+        for lead in found:
+            axes.plot([lead.area.low, lead.area.high], [rows[lead.task]] * 2, color=colour, linewidth=2.0)
+        if place := report_regime.crossover(found):
+            low, value, high = np.interp([place.low, place.value, place.high], success, range(len(rows)))
+            axes.axhspan(low - 0.5 * np.isinf(place.low), high, color=ink, alpha=0.1, linewidth=0)
+            axes.axhline(value, color=ink, linewidth=1.2)
+        axes.axvline(0, color=ink, linewidth=0.6, linestyle=(0, (1, 3)))
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-0.8, 0.6), yticks=range(len(rows)))
+        axes.set_yticklabels([f"{NAMED[task]}  {x:.2f}" for task, x in zip(rows, success, strict=True)])
+        axes.tick_params(axis="y", labelleft=axes is panels[0])
+        figures.title(axes, name, style)
+    figure.supxlabel("area of csp_tmrl less bc's", fontsize=9, color=ink)
+    figure.supylabel("tasks by bc's Success@8 before RL", fontsize=9, color=ink)
+    return figure
 
 
 def bounds() -> Figure:
@@ -103,5 +149,5 @@ def label(figure: Figure, panels: list[Axes], style: figures.Style, y: str) -> N
 
 
 if __name__ == "__main__":
-    for draw in (leads, bounds, beside):
+    for draw in (crossover, leads, bounds, beside):
         figures.write_bytes(FOLDER / f"{draw.__name__}.png", figures.render(draw(), "png"))
