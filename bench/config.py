@@ -78,13 +78,13 @@ def keys(cls: Any, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
 def override(config: C, values: Mapping[str, Any], where: str, prefix: str = "") -> C:
     """A copy of the dataclass with dotted keys replaced; values may be text (from `--set`) or typed (from TOML).
 
-    Raises InputError, naming `where` and the key behind its prefix, for unknown keys, wrong types and values out of
+    Raises InputError, naming `where` and the key with its prefix, for unknown keys, wrong types and values out of
     range.
     """
     known = keys(type(config))
     for key, value in values.items():
         if key not in known:
-            raise InputError(f"{where}: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+            raise InputError(f"{where}: unknown key {prefix + key!r}{nearest(key, known)}; known: {', '.join(known)}")
         config = _replace(config, key.split("."), value, f"{where}: {prefix}{key}")
     return config
 

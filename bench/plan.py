@@ -10,7 +10,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,12 +127,17 @@ class Request:
     overrides: Mapping[str, Any] = field(default_factory=dict)  # dotted key → value, from the file
     task_overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # task id → the same; wins over it
     command: Mapping[str, Any] = field(default_factory=dict)  # dotted key → value, from --set; wins over both
-    file: str = "--config"  # the file's name, for messages
+    file: str = "--config"  # where `overrides` stand, for messages
+    words: str = "--set"  # where `command` stands, for messages
 
-    def layers(self, task: str) -> dict[str, Mapping[str, Any]]:
-        """What the user says about a task, by where it is said; the later wins."""
-        own = {f"{self.file}: tasks.{task!r}": self.task_overrides[task]} if task in self.task_overrides else {}
-        return {self.file: self.overrides, **own, "--set": self.command}
+    def layers(self, task: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+        """Where the user says something about a task, and what; the later wins."""
+        own = self.task_overrides.get(task, {})
+        return (self.file, self.overrides), (f"{self.file}: tasks.{task!r}", own), (self.words, self.command)
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says of the request."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("file", "words")}
 
 
 @dataclass(frozen=True)
@@ -222,7 +227,7 @@ class Plan:
             "run": self.run_id, "created": earlier.get("created", now), "updated": now,
             "profile": self.request.profile, "commit": commit(),
             "command": ["python", "-m", "bench", *map(masked, sys.argv[1:])],
-            "versions": with_python(versions() | self.simulators()), "experiment": dataclasses.asdict(self.request),
+            "versions": with_python(versions() | self.simulators()), "experiment": self.request.record(),
             "cells": self.records(),
         }  # fmt: skip
         write_json(path, record)
@@ -267,9 +272,8 @@ def make_plan(request: Request) -> Plan:
         raise InputError(f"unknown profile {request.profile!r}{guess}; known: {', '.join(PROFILES)}")
     _check_profiles()
     known = set(all_keys())
-    layers = [layer for task in (*request.tasks, *request.task_overrides) for layer in request.layers(task).items()]
-    for where, key in ((where, key) for where, values in layers for key in values):
-        if key not in known:
+    for where, values in [layer for task in ("", *request.task_overrides) for layer in request.layers(task)]:
+        for key in [key for key in values if key not in known]:
             raise InputError(f"{where}: unknown key {key!r}{cfg.nearest(key, known)}; `bench list --keys` shows all")
     others = set(registry.methods()) - set(request.methods)
     for key in request.command:
@@ -284,15 +288,25 @@ def make_plan(request: Request) -> Plan:
 
 
 def _check_profiles() -> None:
-    """Raises InputError for a suite or a method that names a profile there is not, which would take part in none."""
-    named = {f"envs/{id.split('/')[0]}.py: {id}": [*task.profiles] for id, task in registry.tasks().items()}
+    """Raises InputError for a method or a task that names a profile there is not, and so would take part in none.
+
+    A preset is named by its tasks alone, without settings: those are its profile's.
+    """
+    for id, task in registry.tasks().items():
+        named = [name for name, values in task.profiles.items() if values or name not in PRESETS]
+        _check_named(f"envs/{id.split('/')[0]}.py: {id}", named)
     for name, module in registry.methods().items():
-        named[f"methods/{name}.py"] = [*getattr(module, "profiles", ()), *getattr(module.Config, "profiles", ())]
-    known = [*PROFILES, *PRESETS]
-    for where, profile in ((where, profile) for where, profiles in named.items() for profile in profiles):
-        if profile not in known:
-            guess = cfg.nearest(profile, known)
-            raise InputError(f"{where}: unknown profile {profile!r}{guess}; known: {', '.join(known)}")
+        own = getattr(module, "profiles", ())
+        if isinstance(own, str):
+            raise InputError(f"methods/{name}.py: profiles must be a tuple, such as ('quick',)")
+        _check_named(f"methods/{name}.py", [*own, *getattr(module.Config, "profiles", ())])
+
+
+def _check_named(where: str, profiles: Iterable[str]) -> None:
+    for profile in profiles:
+        if profile not in PROFILES:
+            guess = cfg.nearest(profile, PROFILES)
+            raise InputError(f"{where}: unknown profile {profile!r}{guess}; known: {', '.join(PROFILES)}")
 
 
 def all_keys() -> list[str]:
@@ -311,7 +325,7 @@ def settings_of(request: Request, task: Task) -> Settings:
     settings = cfg.override(settings, own(PROFILES[request.profile]), f"profile {request.profile}")
     settings = cfg.override(settings, own(task.profiles.get(request.profile, {})), f"{task.id} in {request.profile}")
     names = {f.name for f in dataclasses.fields(Settings)}
-    for where, values in request.layers(task.id).items():
+    for where, values in request.layers(task.id):
         mine = {k: v for k, v in values.items() if k.split(".")[0] in names}
         settings = cfg.override(settings, mine, where)
     _check_settings(settings, task)
@@ -358,9 +372,9 @@ def config_of(request: Request, method: str, task: Task) -> Any:
     config = cfg.override(config, _options(config, PROFILES[request.profile], profile), profile)
     config = cfg.override(config, getattr(config, "profiles", {}).get(request.profile, {}), method)
     config = cfg.override(config, _options(config, task.profiles.get(request.profile, {}), where), where)
-    for where, values in request.layers(task.id).items():
+    for said, values in request.layers(task.id):
         mine = {k.split(".", 1)[1]: v for k, v in values.items() if k.startswith(f"{method}.")}
-        config = cfg.override(config, mine, where, f"{method}.")
+        config = cfg.override(config, mine, said, f"{method}.")
     _check_config(config, method, task)
     return config
 
@@ -405,7 +419,7 @@ def _with_options(request: Request, method: str, task: Task, settings: Settings,
     widths = dict.fromkeys(task.context_keys, 1)  # the true ones are known once there are demonstrations
     dims = Dims(1, len(widths), 1, settings.policy.chunk, widths, settings.policy.execute)
     agent = registry.methods()[method].agent(config, dims)
-    wanted = {key for values in request.layers(task.id).values() for key in values}
+    wanted = {key for _, values in request.layers(task.id) for key in values}
     for name, value in agent.options.items():
         if f"rl.{name}" in wanted and getattr(settings.rl, name) != value:
             raise InputError(f"rl.{name}: {method} is defined by {value}; leave the key out, or the method")

@@ -159,7 +159,7 @@ class Report:
         """Curves on every axis, of all tasks together and of each."""
         if not self.ranking.tasks:
             return []
-        options = tuple((axis.label, tuple(self._on(axis))) for axis in report_curves.AXES)
+        options = tuple((axis.label, tuple(images)) for axis in report_curves.AXES if (images := self._on(axis)))
         return [Heading("How fast each method learns"), Text(report_words.CURVES), Choice("Success against", options)]
 
     def _on(self, axis: Axis) -> list[Image]:
@@ -170,7 +170,7 @@ class Report:
             if found:
                 self.drawn[ALL, axis] = found
                 figure = report_figures.success(found, ALL, f"share of the {axis.label}", self.style)
-                without = f" Without {', '.join(lacking)}: not known on every task." if lacking else ""
+                without = f" Without {', '.join(lacking)}: not finished or not known on every task." if lacking else ""
                 caption = f"Mean over {len(shown)} tasks against the share of the {axis.label}.{without}"
                 images.append(self._save(f"success_all{_suffix(axis)}", figure, caption))
         for task in shown:
@@ -179,7 +179,9 @@ class Report:
                 continue
             figure = report_figures.success(curves, task.task, axis.label, self.style)
             name = f"success_{_flat(task.task)}{_suffix(axis)}"
-            images.append(self._save(name, figure, f"{task.task}: success against {axis.label}."))
+            lacking = report_curves.undrawn(task, axis)
+            without = f" Without {', '.join(lacking)}: what came before is not known." if lacking else ""
+            images.append(self._save(name, figure, f"{task.task}: success against {axis.label}.{without}"))
         return images
 
     def _relation(self) -> list[Block]:

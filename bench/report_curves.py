@@ -63,6 +63,11 @@ def drawable(result: Result, axis: Axis) -> bool:
     return bool(result.runs) and all(np.isfinite(points(run, axis)[0]).all() for run in result.runs)
 
 
+def undrawn(task: TaskResult, axis: Axis) -> list[str]:
+    """Methods with a finished seed of which it is not known what came before."""
+    return [result.method for result in task.results if result.runs and not drawable(result, axis)]
+
+
 def curves(task: TaskResult, axis: Axis) -> list[Curve]:
     """One curve per method that can be drawn."""
     return [_curve(result, axis) for result in task.results if drawable(result, axis)]

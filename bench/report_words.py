@@ -64,8 +64,9 @@ SIGMA = "noise level that fine-tuning chose, over training and within the episod
 LEADS = (
     "Tasks from the hardest to the easiest for the frozen policy of the run's first method. Above: the method less "
     "the first one, paired by seed and start state; bars are 95 % intervals as above, not corrected for their number. "
-    "Where a straight line through a method's leads falls to 0, fitted to all tasks alike, has a 95 % interval from "
-    "resampled tasks whose values are drawn within their own intervals; it is named from four tasks on."
+    "Where a straight line through a method's leads falls to 0, fitted to all tasks alike, has an interval from "
+    "resampled tasks whose values are drawn as wide as their own intervals, which is wider than 95 %; it is named from "
+    "four tasks on, where nearly all those lines fall."
 )
 RELATION = (
     "One pair per method and task: means over the seeds with both numbers. Pairs are not independent: methods that "

@@ -79,7 +79,8 @@ class Spec:
 
     def _plan(self, values: Values, task: str, seed: int) -> Cell:
         command = {**self.request.command, **values}
-        return make_plan(replace(self.request, tasks=(task,), seeds=(seed,), command=command)).cells[0]
+        wanted = replace(self.request, tasks=(task,), seeds=(seed,), command=command, words="--set or --grid")
+        return make_plan(wanted).cells[0]
 
     def plan(self, settings: Sequence[Values]) -> Plan:
         """The re-test of several settings as one plan, the settings in turn."""

@@ -71,17 +71,27 @@ def test_a_task_sets_an_option_of_every_method_that_has_it(monkeypatch: pytest.M
         make_plan(cli.request_of(cli.parser().parse_args(words)))
 
 
+@pytest.mark.parametrize("name", ["qick", "published"])
 @pytest.mark.parametrize("where", ["method", "its options", "suite"])
-def test_a_profile_that_does_not_exist_is_refused(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_that_does_not_exist_is_refused(where: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor may a preset have settings of its own: nothing would read them."""
     if where == "method":
-        monkeypatch.setattr(registry.methods()["bc"], "profiles", ("qick",), raising=False)
+        monkeypatch.setattr(registry.methods()["bc"], "profiles", (name,), raising=False)
     elif where == "its options":
-        monkeypatch.setattr(registry.methods()["csp"].Config, "profiles", {"qick": {}})
+        monkeypatch.setattr(registry.methods()["csp"].Config, "profiles", {name: {}})
     else:
-        task = dataclasses.replace(registry.task("toy/reach"), profiles={"qick": {}})
+        task = dataclasses.replace(registry.task("toy/reach"), profiles={name: {"rl.batch": 8}})
         monkeypatch.setattr(registry, "tasks", lambda: {task.id: task})
-    with pytest.raises(InputError, match=r"(methods|envs)/.*unknown profile 'qick' \(did you mean 'quick'"):
+    with pytest.raises(InputError, match=rf"(methods|envs)/.*unknown profile '{name}'"):
         make_plan(Request(("bc",), ("toy/reach",), (0,)))
+
+
+def test_a_file_may_be_called_as_an_option_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("--set").write_text("rl.decisions = 777\n")
+    words = ["run", "--tasks", "toy/reach", "--methods", "bc", "--config", "./--set", "--set", "rl.random_decisions=50"]
+    (cell, *_) = make_plan(cli.request_of(cli.parser().parse_args(words))).cells
+    assert (cell.settings.rl.decisions, cell.settings.rl.random_decisions) == (777, 50)
 
 
 def test_the_published_comparison_keeps_its_bounds_on_every_task() -> None:

@@ -95,15 +95,13 @@ def test_page_has_the_section_with_two_tasks_and_not_with_one(tmp_path: Path) ->
         assert (tmp_path / name / "out/figures/leads.png").exists() == (name == "two")
 
 
-def leads_of(points: dict[float, float], wide: float) -> list[report_regime.Lead]:
-    """A task per point: the first method's success before RL → the other's lead, intervals ± wide."""
+def leads_of(points: dict[float, float], below: float, above: float | None = None) -> list[report_regime.Lead]:
+    """A task per point: the first method's success before RL, known, → the other's lead, with its interval's reach."""
+    above = below if above is None else above
     return [
-        report_regime.Lead(
-            f"t{i}", "other", 8, Estimate(x, max(x - wide, 0.0), min(x + wide, 1.0)), Estimate(y, y - wide, y + wide),
-            Estimate(y, y - wide, y + wide), 5,
-        )
+        report_regime.Lead(f"t{i}", "other", 8, Estimate(x, x, x), lead := Estimate(y, y - below, y + above), lead, 5)
         for i, (x, y) in enumerate(points.items())
-    ]  # fmt: skip
+    ]
 
 
 FALLING = {0.0: 0.2, 0.2: 0.12, 0.4: 0.04, 0.6: -0.04, 0.8: -0.12, 1.0: -0.2}
@@ -113,8 +111,20 @@ def test_a_lead_ends_where_the_line_through_the_tasks_falls_to_nothing() -> None
     sharp, wide = (report_regime.crossover(leads_of(FALLING, width)) for width in (0.01, 0.1))
     assert sharp is not None and wide is not None
     assert sharp.value == pytest.approx(0.5) and sharp.low < 0.5 < sharp.high < sharp.low + 0.1
-    assert wide.high - wide.low > 2 * (sharp.high - sharp.low) and sharp.falling > 0.99
+    assert wide.high - wide.low > 2 * (sharp.high - sharp.low)
+    assert wide == report_regime.crossover(leads_of(FALLING, 0.1))
     assert "straight line through the tasks: other 0.50 [0.4" in report_regime.verdict(leads_of(FALLING, 0.01), "first")
+
+
+def test_where_a_lead_ends_is_as_uncertain_as_tasks_scatter_around_the_line() -> None:
+    """Without intervals of their own only resampled tasks make a width; leads that may be larger move the end up."""
+    scatter = {x: y + 0.1 * (-1) ** i for i, (x, y) in enumerate(FALLING.items())}
+    sure = report_regime.crossover(leads_of(FALLING, float("nan")))
+    scattered = report_regime.crossover(leads_of(scatter, float("nan")))
+    assert sure is not None and sure.low == pytest.approx(0.5) == sure.high
+    assert scattered is not None and scattered.high - scattered.low > 0.1
+    up, down = (report_regime.crossover(leads_of(FALLING, *reach)) for reach in ((0.01, 0.2), (0.2, 0.01)))
+    assert up is not None and down is not None and up.low + up.high > 1.05 and down.low + down.high < 0.95
 
 
 @pytest.mark.parametrize(("shift", "said"), [(0.5, "other any [any, any]"), (-0.5, "other none [none, none]")])
@@ -122,8 +132,16 @@ def test_a_lead_that_ends_nowhere(shift: float, said: str) -> None:
     assert said in report_regime.verdict(leads_of({x: y + shift for x, y in FALLING.items()}, 0.01), "first")
 
 
+@pytest.mark.parametrize("x", [0.1, 0.35, 0.7])
+def test_equal_tasks_say_on_which_side_a_lead_is_and_not_where_it_ends(x: float) -> None:
+    found = [lead for y in (0.1, 0.2, 0.3, 0.2, 0.1, 0.3, 0.2) for lead in leads_of({x: y}, 0.01)]
+    assert report_regime.crossover(found) == report_regime.Crossover(np.inf, np.inf, np.inf)
+
+
 def test_no_end_of_a_lead_is_named_where_there_is_none() -> None:
     rising = {x: -y for x, y in FALLING.items()}
     assert report_regime.crossover(leads_of(rising, 0.01)) is None
+    assert report_regime.crossover(leads_of({0.0: 0.1, 0.3: -0.1, 0.7: 0.1, 1.0: -0.1}, 0.3)) is None
+    assert report_regime.crossover(leads_of(FALLING, 0.01)[1:5]) is not None
     assert report_regime.crossover(leads_of(FALLING, 0.01)[:3]) is None
     assert "straight line" not in report_regime.verdict(leads_of(rising, 0.01), "first")

@@ -377,7 +377,7 @@ BAD = {
     "storage scheme": (["--method", "bc", "--space", "rl", "--storage", "no://where"], "cannot open"),
     "grid key": (["--grid", "csp.strat=1"], "csp.start"),
     "grid type": (["--method", "csp", "--grid", "csp.start=high"], "not a number"),
-    "grid range": (["--method", "csp", "--grid", "csp.start=0,1.5"], "outside [0.0, 1.0]"),
+    "grid range": (["--method", "csp", "--grid", "csp.start=0,1.5"], "--grid: csp.start = 1.5 is outside [0.0, 1.0]"),
     "grid choice": (["--method", "csp", "--grid", "csp.schedule=cosin"], "cosine"),
     "grid of lists": (["--method", "csp", "--grid", "rl.actor=64,64"], "a list of numbers cannot be swept"),
     "grid twice": (["--method", "csp", "--grid", "csp.start=0", "--grid", "csp.start=0.5"], "has a grid already"),

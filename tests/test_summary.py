@@ -205,6 +205,7 @@ def test_a_method_is_left_out_where_what_chose_sigma_is_unknown(run: Fabricated)
     usual, chosen = report_curves.AXES[:2]
     drawn = {axis.key: {c.method for c in report_curves.curves(tasks[0], axis)} for axis in (usual, chosen)}
     assert drawn["control_steps"] - drawn["control_steps_all"] == {"noised"}
+    assert report_curves.undrawn(tasks[0], chosen) == ["noised"] and report_curves.undrawn(tasks[0], usual) == []
     together, lacking = report_curves.over_tasks(tasks, chosen)
     assert lacking == ["noised"] and "plain" in {c.method for c in together}
 

@@ -74,9 +74,11 @@ def crossover() -> Figure:
         for lead in found:
             axes.plot([lead.area.low, lead.area.high], [rows[lead.task]] * 2, color=colour, linewidth=2.0)
         if place := report_regime.crossover(found):
-            low, value, high = np.interp([place.low, place.value, place.high], success, range(len(rows)))
-            axes.axhspan(low - 0.5 * np.isinf(place.low), high, color=ink, alpha=0.1, linewidth=0)
-            axes.axhline(value, color=ink, linewidth=1.2)
+            edges = [-0.5, *range(len(rows)), len(rows) - 0.5]
+            low, value, high = np.interp([place.low, place.value, place.high], [0, *success, np.inf], edges)
+            axes.axhspan(low, high, color=ink, alpha=0.1, linewidth=0)
+            if np.isfinite(place.value):
+                axes.axhline(value, color=ink, linewidth=1.2)
         axes.axvline(0, color=ink, linewidth=0.6, linestyle=(0, (1, 3)))
         axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-0.8, 0.6), yticks=range(len(rows)))
         axes.set_yticklabels([f"{NAMED[task]}  {x:.2f}" for task, x in zip(rows, success, strict=True)])
