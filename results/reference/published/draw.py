@@ -1,8 +1,9 @@
 """Draws what no single run has: crossover.png, leads.png, bounds.png and beside.png from the tables in this folder.
 
-`.venv/bin/python results/reference/published/draw.py` in the repository's root. leads.csv and narrow.csv hold rows of
-the runs' own tables/leads.csv, bounds.csv the areas on tuning seeds, published_curves.csv what can be read off the
-curves of TMRL (arXiv 2605.12236), ± 0.02.
+`.venv/bin/python results/reference/published/draw.py` in the repository's root. leads.csv holds rows of the runs' own
+tables/leads.csv; narrow.csv the same with z within 1.5, but for bc's success before RL, which is that of leads.csv, so
+that a task has one place; bounds.csv the areas on tuning seeds; published_curves.csv what can be read off the curves of
+TMRL (arXiv 2605.12236), ± 0.02.
 """
 
 from __future__ import annotations
