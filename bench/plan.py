@@ -273,8 +273,10 @@ def make_plan(request: Request) -> Plan:
     _check_profiles()
     known = set(all_keys())
     for where, values in [layer for task in ("", *request.task_overrides) for layer in request.layers(task)]:
-        for key in [key for key in values if key not in known]:
-            raise InputError(f"{where}: unknown key {key!r}{cfg.nearest(key, known)}; `bench list --keys` shows all")
+        for key in values:
+            if key not in known:
+                guess = cfg.nearest(key, known)
+                raise InputError(f"{where}: unknown key {key!r}{guess}; `bench list --keys` shows all")
     others = set(registry.methods()) - set(request.methods)
     for key in request.command:
         if (name := key.split(".")[0]) in others:

@@ -76,8 +76,8 @@ def crossover(found: Sequence[Lead]) -> Crossover | None:
 
     Tasks are resampled, and in each resample leads and successes are drawn anew, from two halves of normal
     distributions as wide as their intervals. So the interval covers other tasks like these, as far as a line describes
-    them. It is wide: in simulations with 4 to 11 tasks and 3 or 5 seeds it held the truth in 0.99 of experiments, where
-    resampled tasks alone did in 0.83 to 0.90.
+    them. It is wide: where one was named in 300 simulated experiments each with 4 to 11 tasks and 3 or 5 seeds, it held
+    the truth in 0.99 to 1.00, where resampled tasks alone did in 0.82 to 0.90.
     """
     if len(found) < FEW_TASKS:
         return None

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -400,3 +401,18 @@ def test_doctor_finds_this_installation_well() -> None:
     findings = list(doctor.examine())
     assert [f for f in findings if not f.ok] == []
     assert any("robosuite_tasks: steps" in f.what for f in findings)
+
+
+def test_doctor_shows_findings_as_they_come(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def examine() -> Iterator[doctor.Finding]:
+        yield doctor.Finding(False, "a is missing", "install a")
+        seen.append(capsys.readouterr().out)
+        yield doctor.Finding(True, "b")
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    assert cli.main(["doctor"]) == 1
+    assert seen == ["WRONG a is missing\n      install a\n"] and capsys.readouterr().out == "ok    b\n"

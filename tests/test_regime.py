@@ -145,3 +145,19 @@ def test_no_end_of_a_lead_is_named_where_there_is_none() -> None:
     assert report_regime.crossover(leads_of(FALLING, 0.01)[1:5]) is not None
     assert report_regime.crossover(leads_of(FALLING, 0.01)[:3]) is None
     assert "straight line" not in report_regime.verdict(leads_of(rising, 0.01), "first")
+
+
+def test_the_end_of_a_lead_is_inside_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experiments with eight tasks that scatter around a line through 0 at 0.5, five seeds each."""
+    monkeypatch.setattr(report_regime, "DRAWS", 1000)
+    rng, half, inside = np.random.default_rng(0), 2.78 / 5**0.5, []
+    for _ in range(100):
+        found = []
+        for x in rng.uniform(0, 1, 8):
+            runs = 0.2 - 0.4 * x + rng.normal(0, 0.05) + rng.normal(0, 0.08, 5)
+            mean, reach = runs.mean(), half * runs.std(ddof=1)
+            lead = Estimate(mean, mean - reach, mean + reach)
+            found.append(report_regime.Lead("t", "m", 8, Estimate(x, max(x - 0.1, 0), min(x + 0.1, 1)), lead, lead, 5))
+        if place := report_regime.crossover(found):
+            inside.append(place.low <= 0.5 <= place.high)
+    assert len(inside) > 80 and np.mean(inside) >= 0.95

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -104,6 +105,24 @@ def test_tables_are_there_in_three_formats(run: Fabricated, tmp_path: Path) -> N
         assert found["md"].count("\n") >= 3 and (name == "coverage" or found["md"].count("\n") == rows + 2)
     curves = pd.read_csv(tmp_path / "out/tables/curves.csv")
     assert set(curves["axis"]) == {axis.column for axis in report_curves.AXES}
+
+
+@pytest.mark.parametrize("unknown", [("noised",), tuple(KINDS)])
+def test_an_axis_on_which_costs_are_unknown_says_so_or_is_left_out(
+    run: Fabricated, tmp_path: Path, unknown: tuple[str, ...]
+) -> None:
+    """Fine-tuning of before the control steps that chose σ were recorded."""
+    run.finish_all()
+    for cell in run.cells:
+        if cell["method"] in unknown:
+            path = run.entry(cell, "finetune").file("meta.json")
+            meta = json.loads(path.read_text())
+            del meta["selection_control_steps"]
+            path.write_text(json.dumps(meta))
+    text = read(report.write(run.store, run.folder, tmp_path / "out")).text
+    assert ("Without noised: what came before is not known" in text) == (unknown == ("noised",))
+    assert ("success against control steps with the choice of σ" in text) == (unknown == ("noised",))
+    assert "success against control steps." in text
 
 
 def test_nothing_missing_is_said_too(run: Fabricated) -> None:
