@@ -14,7 +14,19 @@ from typing import Any, NoReturn
 import bench
 from bench import config as cfg
 from bench import registry
-from bench.plan import PRESETS, PROFILES, SEEDS, Plan, Request, default_jobs, make_plan, pair, parse_seeds, read_run
+from bench.plan import (
+    PRESETS,
+    PROFILES,
+    SEEDS,
+    Plan,
+    Request,
+    check_profiles,
+    default_jobs,
+    make_plan,
+    pair,
+    parse_seeds,
+    read_run,
+)
 from bench.store import Store, masked
 from bench.types import InputError, Stopped
 
@@ -363,6 +375,7 @@ def command_list(args: argparse.Namespace) -> int:
         return 0
     if args.results != Path(RESULTS):
         existing(args.results)
+    check_profiles()
     print("methods")
     for name, module in registry.methods().items():
         print(f"  {name:18} {module.paper}")

@@ -270,7 +270,7 @@ def make_plan(request: Request) -> Plan:
     if request.profile not in PROFILES:
         guess = cfg.nearest(request.profile, PROFILES)
         raise InputError(f"unknown profile {request.profile!r}{guess}; known: {', '.join(PROFILES)}")
-    _check_profiles()
+    check_profiles()
     known = set(all_keys())
     for where, values in [layer for task in ("", *request.task_overrides) for layer in request.layers(task)]:
         for key in values:
@@ -289,7 +289,7 @@ def make_plan(request: Request) -> Plan:
     return Plan(request, tuple(cells), tuple(_unit("video", c.units[-1:]) for c in shown))
 
 
-def _check_profiles() -> None:
+def check_profiles() -> None:
     """Raises InputError for a method or a task that names a profile there is not, and so would take part in none.
 
     A preset is named by its tasks alone, without settings: those are its profile's.

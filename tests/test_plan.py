@@ -84,6 +84,8 @@ def test_a_profile_that_does_not_exist_is_refused(where: str, name: str, monkeyp
         monkeypatch.setattr(registry, "tasks", lambda: {task.id: task})
     with pytest.raises(InputError, match=rf"(methods|envs)/.*unknown profile '{name}'"):
         make_plan(Request(("bc",), ("toy/reach",), (0,)))
+    with pytest.raises(InputError, match=f"unknown profile '{name}'"):
+        cli.command_list(cli.parser().parse_args(["list"]))
 
 
 def test_a_file_may_be_called_as_an_option_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
