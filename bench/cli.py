@@ -89,13 +89,14 @@ def parser() -> Parser:
     study = _study_options(commands)
 
     report = commands.add_parser("report", help="tables, figures and one HTML page of a run")
-    report.add_argument("--out", type=named_path, help="folder to write to (default: report/ in the run's folder)")
+    where = "folder to write to (default: report/ in the run's folder; of several runs, reports/ in the results folder)"
+    report.add_argument("--out", type=named_path, help=where)
     sync = commands.add_parser("sync", help="bring MLflow up to date with the files of a run and of the studies")
     ui = commands.add_parser("ui", help="start the MLflow UI on what was run")
     ui.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default: 5000)")
     show = commands.add_parser("show", help="the cells of a run or the trials of a study: status, success, failures")
     show.add_argument("run", nargs="?", help="id of a run or a study (default: the latest run, and all studies)")
-    report.add_argument("--run", help="id of the run (default: the latest)")
+    report.add_argument("--run", help="id of the run, or several separated by commas, as one (default: the latest)")
     for command in (sync, ui):
         command.add_argument("--run", help="id of a run or a study (default: the latest run, and the studies)")
     for command in (run, study, sync, ui):
@@ -226,9 +227,9 @@ def command_run(args: argparse.Namespace) -> int:
             executor.run()
     finally:
         if left and not executor.stopping:
-            print(f"{duration(time.monotonic() - begun)} with {args.jobs} workers")
+            print(f"{duration(time.monotonic() - begun)} with {args.jobs} worker{'s' * (args.jobs != 1)}")
     if news:
-        report.write(store, folder, page.parent)
+        report.write(store, [folder], page.parent)
     report.show(store, folder)
     print(f"report: {page}\ncompare in MLflow: python -m bench ui" + _places(args))
     for line in video.remarks(store, plan, films):
@@ -292,13 +293,15 @@ def existing(path: Path) -> Store:
 
 
 def command_report(args: argparse.Namespace) -> int:
-    """Write the report of a run."""
+    """Write the report of a run, or one of several."""
     from bench import report
 
     store = existing(args.results)
-    folder = chosen_run(store, args.run)
-    out = args.out or folder / "report"
-    print(f"report: {report.write(store, folder, out)}")
+    names = dict.fromkeys(name.strip() for name in args.run.split(",")) if args.run is not None else [None]
+    folders = [chosen_run(store, name) for name in names]
+    several = store.root / "reports" / "+".join(folder.name for folder in folders)
+    out = args.out or (folders[0] / "report" if len(folders) == 1 else several)
+    print(f"report: {report.write(store, folders, out)}")
     return 0
 
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -42,9 +43,9 @@ from bench.types import InputError
 CHIEF = ("Method", "Success@1 before RL", "Final success", "Area under curve")  # columns shown on the terminal
 
 
-def write(store: Store, run_folder: Path, out: Path) -> Path:
-    """Write the report of the run into `out` and return the path of its page. Raises InputError if it cannot."""
-    curves = gather(store, run_folder)
+def write(store: Store, folders: Sequence[Path], out: Path) -> Path:
+    """Write one report of the runs into `out` and return the path of its page. Raises InputError if it cannot."""
+    curves = gather(store, *folders)
     try:
         for folder in ("figures", "tables"):
             (out / folder).mkdir(parents=True, exist_ok=True)
@@ -54,8 +55,12 @@ def write(store: Store, run_folder: Path, out: Path) -> Path:
     blocks = report.blocks(report_studies.find(store.root))
     report.tables(blocks)
     write_atomic(out / "report.md", lambda p: p.write_text(markdown(blocks)))
-    write_atomic(out / "index.html", lambda p: p.write_text(html(blocks, f"Report of run {curves.run.get('run')}")))
+    write_atomic(out / "index.html", lambda p: p.write_text(html(blocks, f"Report: {_name(curves.run)}")))
     return out / "index.html"
+
+
+def _name(run: dict[str, Any]) -> str:
+    return f"Run{'s' * ('runs' in run)} {run.get('run')}"
 
 
 def show(store: Store, run_folder: Path) -> None:
@@ -99,7 +104,7 @@ class Report:
         made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(float(run.get("updated", 0))))
         return [
             Heading("Which method learns fastest from reinforcement?", 1),
-            Text(f"Run {run.get('run')}, profile {run.get('profile')}, {done} of {len(cells)} cells finished, {made}."),
+            Text(f"{_name(run)}, profile {run.get('profile')}, {done} of {len(cells)} cells finished, {made}."),
             *report_origin.missing_line(cells),
             *self._answer(),
             *self._speed(),

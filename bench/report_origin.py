@@ -65,43 +65,59 @@ def _cells(lacking: pd.DataFrame) -> list[Block]:
 
 
 def origin(run: dict[str, Any]) -> list[Block]:
-    """Commands, commit, versions and settings."""
-    commit = str(run.get("commit") or "")
-    versions = "\n".join(f"{name}=={version}" for name, version in sorted(run.get("versions", {}).items()))
-    commands = [f"git checkout {commit.rstrip('+')}"] if commit else []
-    command = [str(word) for word in run.get("command", [])]
-    place = command.index("--results") if "--results" in command else len(command)
-    again = ["python", "-m", "bench", "report", "--run", str(run.get("run")), *command[place : place + 2]]
-    commands += [shlex.join(command), shlex.join(again)]
-    blocks: list[Block] = [Heading("To make this again"), Code("\n".join(commands))]
-    if not commit:
-        blocks.append(Text("The commit is unknown.", loud=True))
-    elif commit.endswith("+"):
-        blocks.append(Text(f"Commit {commit}: the code had changes that no commit holds.", loud=True))
-    blocks += [Code(versions or "unknown", "Versions"), Heading("Settings that differ from the defaults", 3)]
+    """Commands, commit, versions and settings of a run, or of each of several that are shown as one."""
+    runs = run.get("runs", [run])
+    last = [str(word) for word in runs[-1].get("command", [])]
+    place = last.index("--results") if "--results" in last else len(last)
+    again = ["python", "-m", "bench", "report", "--run", str(run.get("run")), *last[place : place + 2]]
+    commands = "\n".join([*(line for each in runs for line in _commands(each)), shlex.join(again)])
+    blocks: list[Block] = [Heading("To make this again"), Code(commands)]
+    for commit in dict.fromkeys(str(each.get("commit") or "") for each in runs):
+        if not commit:
+            blocks.append(Text("The commit is unknown.", loud=True))
+        elif commit.endswith("+"):
+            blocks.append(Text(f"Commit {commit}: the code had changes that no commit holds.", loud=True))
+    for versions in dict.fromkeys(map(_versions, runs)):
+        blocks.append(Code(versions or "unknown", "Versions"))
+    blocks.append(Heading("Settings that differ from the defaults", 3))
     rows = changed(run)
     if rows:
         blocks.append(Table(("Setting", "Default", "Here", "Where"), tuple(rows), "settings"))
     else:
         blocks.append(Text("None."))
-    asked = json.dumps(run.get("experiment", {}), indent=1, sort_keys=True)
+    asked = "\n".join(json.dumps(each.get("experiment", {}), indent=1, sort_keys=True) for each in runs)
     return [*blocks, Code(asked, "What was asked for (run.json has the resolved configuration of every cell)")]
 
 
+def _commands(run: dict[str, Any]) -> list[str]:
+    commit = str(run.get("commit") or "")
+    checkout = [f"git checkout {commit.rstrip('+')}"] if commit else []
+    return [*checkout, shlex.join(map(str, run.get("command", [])))]
+
+
+def _versions(run: dict[str, Any]) -> str:
+    return "\n".join(f"{name}=={version}" for name, version in sorted(run.get("versions", {}).items()))
+
+
 def changed(run: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """(setting, default, value, tasks) where the run is not at the default, by the profile or by the user."""
+    """(setting, default, value, where) for whatever is not at the default, by the profile or by the user."""
     cells, known = run.get("cells", []), _defaults({c["method"] for c in run.get("cells", [])})
     every = list(dict.fromkeys(c["task"] for c in cells))
-    places: dict[tuple[str, str], list[str]] = {}
+    places: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
+    having: dict[str, set[tuple[str, str]]] = {}
     for cell in cells:
         for key, value in cell.get("config", {}).items():
+            place = cell["task"], cell["method"]
+            having.setdefault(key, set()).add(place)
             if key not in known or _plain(known[key]) != _plain(value):
-                places.setdefault((key, _plain(value)), []).append(cell["task"])
+                places.setdefault((key, _plain(value)), {})[place] = None
     rows = []
     for (key, value), found in sorted(places.items()):
-        where = [task for task in every if task in found]
-        default = _plain(known[key]) if key in known else "not known here"
-        rows.append((key, default, value, "every task" if where == every else ", ".join(where)))
+        tasks = [task for task in every if task in {task for task, _ in found}]
+        where = "every task" if tasks == every else ", ".join(tasks)
+        if any(place not in found for place in having[key] if place[0] in tasks):
+            where += f" ({', '.join(dict.fromkeys(method for _, method in found))})"
+        rows.append((key, _plain(known[key]) if key in known else "not known here", value, where))
     return rows
 
 

@@ -257,6 +257,9 @@ def test_passwords_are_not_written_down(
 def test_report_show_and_list(finished: Path) -> None:
     assert bench("report", "--results", str(finished), "--out", str(finished / "out")).returncode == 0
     assert (finished / "out" / "index.html").exists() and (finished / "out" / "report.md").exists()
+    (name,) = (path.name for path in (finished / "runs").iterdir())
+    twice = bench("report", "--results", str(finished), "--run", f"{name}, {name}")
+    assert twice.returncode == 0 and (finished / "runs" / name / "report") in Path(twice.stdout.split()[1]).parents
     shown = bench("show", "--results", str(finished)).stdout
     assert shown.count("done, success") == 2
     listed = bench("list", "--results", str(finished)).stdout

@@ -63,7 +63,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.fail(run.cells[0])
     for cell in run.cells[2:]:
         run.finish(cell)
-    return report.write(run.store, run.folder, root / "out")
+    return report.write(run.store, [run.folder], root / "out")
 
 
 def test_it_loads_offline_and_logs_nothing(browser: Browser, page: Path) -> None:

@@ -88,7 +88,7 @@ def test_page_has_the_section_with_two_tasks_and_not_with_one(tmp_path: Path) ->
     for name, tasks in (("one", ("toy/reach",)), ("two", ("toy/reach", "toy/reach-unseen"))):
         run = Fabricated(tmp_path / name, kinds, tasks, points=4)
         run.finish_all()
-        page = report.write(run.store, run.folder, tmp_path / name / "out").read_text()
+        page = report.write(run.store, [run.folder], tmp_path / name / "out").read_text()
         assert ("Where does a method pay?" in page) == (name == "two")
         leads = pd.read_csv(tmp_path / name / "out/tables/leads.csv")
         assert set(leads["method"]) == {"noised_chosen"} and len(leads) == len(tasks)

@@ -18,6 +18,7 @@ from bench.page import Table, Text, html, latex, markdown
 from bench.report_ranking import rank
 from bench.stages.curves import gather
 from bench.store import write_json
+from bench.types import InputError
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_report_of_a_mixed_run(run: Fabricated, tmp_path: Path) -> None:
         failing = (cell["method"], cell["seed"]) == ("plain", 1)
         run.fail(cell) if failing else run.finish(cell)
     out = tmp_path / "out"
-    page = read(report.write(run.store, run.folder, out))
+    page = read(report.write(run.store, [run.folder], out))
     assert page.svgs > 10 and all(link.startswith("#") for link in page.links)  # nothing from outside
     assert "http" not in (out / "index.html").read_text() and "<script" not in (out / "index.html").read_text()
     for said in (
@@ -83,7 +84,7 @@ def test_report_of_a_mixed_run(run: Fabricated, tmp_path: Path) -> None:
 
 
 def test_report_of_a_run_with_nothing_finished(run: Fabricated, tmp_path: Path) -> None:
-    page = read(report.write(run.store, run.folder, tmp_path / "out"))
+    page = read(report.write(run.store, [run.folder], tmp_path / "out"))
     assert "No cell of this run has finished" in page.text and "15 not finished" in page.text
 
 
@@ -91,13 +92,61 @@ def test_reports_of_equal_files_are_equal(tmp_path: Path) -> None:
     kinds = {"plain": KINDS["plain"], "noised_chosen": KINDS["noised_chosen"]}
     run = Fabricated(tmp_path / "results", kinds, seeds=(0, 1), points=4)
     run.finish_all()
-    pages = [report.write(run.store, run.folder, tmp_path / name).read_bytes() for name in ("a", "b")]
+    pages = [report.write(run.store, [run.folder], tmp_path / name).read_bytes() for name in ("a", "b")]
     assert pages[0] == pages[1]
+
+
+def parted(run: Fabricated, *parts: list[dict[str, Any]]) -> list[Path]:
+    """Runs of some of its cells each, in the same results folder."""
+    folders = []
+    for i, cells in enumerate(parts):
+        record = json.loads((run.folder / "run.json").read_text()) | {"run": f"part-{i}", "cells": cells}
+        folders.append(run.folder.parent / f"part-{i}")
+        folders[-1].mkdir()
+        write_json(folders[-1] / "run.json", record)
+    return folders
+
+
+def test_several_runs_make_one_report(run: Fabricated, tmp_path: Path) -> None:
+    run.finish_all()
+    own = [cell for cell in run.cells if cell["method"] == "noised"]
+    for cell in run.cells:
+        cell["config"]["rl.temperature"] = 0.03 if cell in own else 0.1
+    both = parted(run, [c for c in run.cells if c not in own], [*own, run.cells[0]])
+    page = read(report.write(run.store, both, tmp_path / "two")).text
+    report.write(run.store, [run.folder], tmp_path / "one")
+    for name in ("summary", "differences", "ranking"):
+        found = [pd.read_csv(tmp_path / n / f"tables/{name}.csv") for n in ("one", "two")]
+        keys = [c for c in ("task", "method", "minus") if c in found[0]]
+        pd.testing.assert_frame_equal(*(f.sort_values(keys, ignore_index=True) for f in found))
+    assert "Runs part-0,part-1, profile smoke, 15 of 15 cells" in page and "--run part-0,part-1" in page
+    assert page.count("bench run --methods all") == 2 and "every task (noised)" in page
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("config", "part-0 and part-1 differ in rl.batch of plain on toy/reach;"),
+        ("evaluation", "differ in evaluation.states of toy/reach;"),
+        ("starts", "differ in start states of toy/reach;"),
+        ("finetune", "differ in the version that ran it of plain on toy/reach, seed 2;"),
+    ],
+)
+def test_runs_that_contradict_each_other_make_no_report(run: Fabricated, tmp_path: Path, where: str, said: str) -> None:
+    run.finish_all()
+    cells = json.loads(json.dumps([c for c in run.cells if c["method"] == "plain"]))
+    if where in ("starts", "finetune"):
+        cells[2]["stages"][where] = "another"
+    else:
+        cells[2]["config"][{"config": "rl.batch", "evaluation": "evaluation.states"}[where]] = 8
+    with pytest.raises(InputError, match=said):
+        report.write(run.store, parted(run, run.cells, cells), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_tables_are_there_in_three_formats(run: Fabricated, tmp_path: Path) -> None:
     run.finish_all()
-    report.write(run.store, run.folder, tmp_path / "out")
+    report.write(run.store, [run.folder], tmp_path / "out")
     for name in ("ranking", "summary", "coverage", "correlation", "costs", "settings"):
         found = {ending: (tmp_path / "out/tables" / f"{name}.{ending}").read_text() for ending in ("csv", "md", "tex")}
         rows = len(pd.read_csv(tmp_path / "out/tables" / f"{name}.csv"))
@@ -119,7 +168,7 @@ def test_an_axis_on_which_costs_are_unknown_says_so_or_is_left_out(
             meta = json.loads(path.read_text())
             del meta["selection_control_steps"]
             path.write_text(json.dumps(meta))
-    text = read(report.write(run.store, run.folder, tmp_path / "out")).text
+    text = read(report.write(run.store, [run.folder], tmp_path / "out")).text
     assert ("Without noised: what came before is not known" in text) == (unknown == ("noised",))
     assert ("success against control steps with the choice of σ" in text) == (unknown == ("noised",))
     assert "success against control steps." in text
@@ -138,8 +187,9 @@ def test_settings_are_compared_with_the_defaults() -> None:
         {"method": "m", "task": t, "seed": 0, "config": {"rl.decisions": n, **same, "m.odd": 1.0}}
         for t, n in (("a/a", 7), ("b/b", 7), ("c/c", 8))
     ]
+    cells.append({"method": "o", "task": "c/c", "seed": 0, "config": {"rl.decisions": 20_000, **same}})
     rows = {(key, here): where for key, _, here, where in report_origin.changed({"cells": cells})}
-    assert rows == {("rl.decisions", "7"): "a/a, b/b", ("rl.decisions", "8"): "c/c", ("m.odd", "1"): "every task"}
+    assert rows == {("rl.decisions", "7"): "a/a, b/b", ("rl.decisions", "8"): "c/c (m)", ("m.odd", "1"): "every task"}
 
 
 def test_studies_in_the_results_folder_are_shown_and_broken_ones_named(run: Fabricated, tmp_path: Path) -> None:
@@ -163,7 +213,7 @@ def test_studies_in_the_results_folder_are_shown_and_broken_ones_named(run: Fabr
     write_json(folder / "old" / "results.json", old)
     for ending, content in (("svg", b"<svg></svg>"), ("png", b"PNG")):
         (folder / "good" / f"history.{ending}").write_bytes(content)
-    page = read(report.write(run.store, run.folder, tmp_path / "out"))
+    page = read(report.write(run.store, [run.folder], tmp_path / "out"))
     assert "Best in the study: plain.x=0.5." in page.text and "+0.123 [+0.100,\u00a0+0.200]" in page.text
     assert "−0.200 [−0.300,\u00a0−0.100]" in page.text and "Worse than the default." in page.text
     assert "refused: 1 of 3 pairs" in page.text and "0 of 3" in page.text

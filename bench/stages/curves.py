@@ -15,7 +15,7 @@ from typing import Any, cast
 import pandas as pd
 
 from bench import store as schema
-from bench.plan import STAGES, read_run
+from bench.plan import STAGES, join, read_run
 from bench.store import Entry, Store, read_table
 from bench.types import InputError
 
@@ -24,9 +24,9 @@ _CELL: dict[str, str] = {"method": "str", "task": "str", "seed": "int64"}
 
 @dataclass(frozen=True)
 class Curves:
-    """Tidy tables of one run; every table but `cells` starts with the columns method, task, seed."""
+    """Tidy tables of a run, or of several as one; each but `cells` starts with the columns method, task, seed."""
 
-    run: dict[str, Any]  # run.json
+    run: dict[str, Any]  # run.json, or what `plan.join` makes of several
     cells: pd.DataFrame  # one row per planned cell: status, failure, costs, chosen σ
     episodes: pd.DataFrame  # one row per episode of an evaluation during fine-tuning
     coverage: pd.DataFrame  # one row per episode of the frozen policy before RL
@@ -83,9 +83,12 @@ class _Reader:
         return frame
 
 
-def gather(store: Store, run_folder: Path) -> Curves:
-    """All tables of the run in `run_folder`. Raises InputError only if run.json itself cannot be read."""
-    run = read_run(run_folder)
+def gather(store: Store, *folders: Path) -> Curves:
+    """All tables of the runs in `folders`.
+
+    Raises InputError only if a run.json cannot be read, or if the runs contradict each other.
+    """
+    run = join([read_run(folder) for folder in folders])
     reader = _Reader()
     rows: list[dict[str, Any]] = []
     parts: dict[str, list[pd.DataFrame]] = {"episodes": [], "coverage": [], "training": [], "sigma": []}
