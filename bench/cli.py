@@ -297,8 +297,8 @@ def command_report(args: argparse.Namespace) -> int:
     from bench import report
 
     store = existing(args.results)
-    names = dict.fromkeys(name.strip() for name in args.run.split(",")) if args.run is not None else [None]
-    folders = [chosen_run(store, name) for name in names]
+    names = dict.fromkeys(filter(None, map(str.strip, (args.run or "").split(","))))
+    folders = [chosen_run(store, name) for name in names or [args.run]]
     several = store.root / "reports" / "+".join(folder.name for folder in folders)
     out = args.out or (folders[0] / "report" if len(folders) == 1 else several)
     print(f"report: {report.write(store, folders, out)}")

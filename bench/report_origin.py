@@ -70,8 +70,12 @@ def origin(run: dict[str, Any]) -> list[Block]:
     last = [str(word) for word in runs[-1].get("command", [])]
     place = last.index("--results") if "--results" in last else len(last)
     again = ["python", "-m", "bench", "report", "--run", str(run.get("run")), *last[place : place + 2]]
-    commands = "\n".join([*(line for each in runs for line in _commands(each)), shlex.join(again)])
-    blocks: list[Block] = [Heading("To make this again"), Code(commands)]
+    lines, at = [], ""
+    for each in runs:
+        if (commit := str(each.get("commit") or "").rstrip("+")) not in ("", at):
+            lines.append(f"git checkout {(at := commit)}")
+        lines.append(shlex.join(map(str, each.get("command", []))))
+    blocks: list[Block] = [Heading("To make this again"), Code("\n".join([*lines, shlex.join(again)]))]
     for commit in dict.fromkeys(str(each.get("commit") or "") for each in runs):
         if not commit:
             blocks.append(Text("The commit is unknown.", loud=True))
@@ -87,12 +91,6 @@ def origin(run: dict[str, Any]) -> list[Block]:
         blocks.append(Text("None."))
     asked = "\n".join(json.dumps(each.get("experiment", {}), indent=1, sort_keys=True) for each in runs)
     return [*blocks, Code(asked, "What was asked for (run.json has the resolved configuration of every cell)")]
-
-
-def _commands(run: dict[str, Any]) -> list[str]:
-    commit = str(run.get("commit") or "")
-    checkout = [f"git checkout {commit.rstrip('+')}"] if commit else []
-    return [*checkout, shlex.join(map(str, run.get("command", [])))]
 
 
 def _versions(run: dict[str, Any]) -> str:
@@ -113,11 +111,14 @@ def changed(run: dict[str, Any]) -> list[tuple[str, str, str, str]]:
                 places.setdefault((key, _plain(value)), {})[place] = None
     rows = []
     for (key, value), found in sorted(places.items()):
-        tasks = [task for task in every if task in {task for task, _ in found}]
-        where = "every task" if tasks == every else ", ".join(tasks)
-        if any(place not in found for place in having[key] if place[0] in tasks):
-            where += f" ({', '.join(dict.fromkeys(method for _, method in found))})"
-        rows.append((key, _plain(known[key]) if key in known else "not known here", value, where))
+        groups: dict[str, list[str]] = {}  # tasks by the methods that are alone with this value
+        for task in every:
+            here = [method for place, method in found if place == task]
+            alone = len(here) < sum(place == task for place, _ in having[key])
+            if here:
+                groups.setdefault(f" ({', '.join(here)})" if alone else "", []).append(task)
+        where = [("every task" if tasks == every else ", ".join(tasks)) + who for who, tasks in groups.items()]
+        rows.append((key, _plain(known[key]) if key in known else "not known here", value, "; ".join(where)))
     return rows
 
 

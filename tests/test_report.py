@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from fabricate import KINDS, Fabricated
 
-from bench import figures, report, report_curves, report_origin, summary
+from bench import cli, figures, report, report_curves, report_origin, summary
 from bench.page import Table, Text, html, latex, markdown
 from bench.report_ranking import rank
 from bench.stages.curves import gather
@@ -121,24 +121,44 @@ def test_several_runs_make_one_report(run: Fabricated, tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(*(f.sort_values(keys, ignore_index=True) for f in found))
     assert "Runs part-0,part-1, profile smoke, 15 of 15 cells" in page and "--run part-0,part-1" in page
     assert page.count("bench run --methods all") == 2 and "every task (noised)" in page
+    assert page.count("git checkout") == 1
+
+
+def test_seeds_that_came_later_join_though_other_settings_of_the_pictures(
+    run: Fabricated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does a run of before an option was there differ in it."""
+    run.finish_all()
+    later = [c for c in run.cells if c["seed"] == 2]
+    for cell in later:
+        cell["config"] |= {"video.seeds": 0, "rl.newer": 1}
+    for cell in run.cells:
+        cell["config"].setdefault("video.seeds", 1)
+    parted(run, [c for c in run.cells if c not in later], later)
+    assert cli.main(["report", "--results", str(run.store.root), "--run", "part-0, part-1,"]) == 0
+    page = run.store.root / "reports/part-0+part-1/index.html"
+    assert capsys.readouterr().out == f"report: {page}\n" and "15 of 15 cells finished" in read(page).text
 
 
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("config", "part-0 and part-1 differ in rl.batch of plain on toy/reach;"),
+        ("config", "part-0 and part-1 differ in rl.decisions of plain on toy/reach;"),
         ("evaluation", "differ in evaluation.states of toy/reach;"),
         ("starts", "differ in start states of toy/reach;"),
-        ("finetune", "differ in the version that ran it of plain on toy/reach, seed 2;"),
+        ("demos", "differ in demonstrations of toy/reach;"),
+        ("finetune", "differ in results of plain on toy/reach, seed 2;"),
     ],
 )
 def test_runs_that_contradict_each_other_make_no_report(run: Fabricated, tmp_path: Path, where: str, said: str) -> None:
     run.finish_all()
+    for cell in run.cells:
+        cell["config"]["evaluation.states"] = 4
     cells = json.loads(json.dumps([c for c in run.cells if c["method"] == "plain"]))
-    if where in ("starts", "finetune"):
+    if where in ("starts", "demos", "finetune"):
         cells[2]["stages"][where] = "another"
     else:
-        cells[2]["config"][{"config": "rl.batch", "evaluation": "evaluation.states"}[where]] = 8
+        cells[2]["config"][{"config": "rl.decisions", "evaluation": "evaluation.states"}[where]] = 8
     with pytest.raises(InputError, match=said):
         report.write(run.store, parted(run, run.cells, cells), tmp_path / "out")
     assert not (tmp_path / "out").exists()
