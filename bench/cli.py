@@ -300,8 +300,8 @@ def command_report(args: argparse.Namespace) -> int:
     names = dict.fromkeys(filter(None, map(str.strip, (args.run or "").split(","))))
     folders = [chosen_run(store, name) for name in names or [args.run]]
     several = store.root / "reports" / "+".join(folder.name for folder in folders)
-    out = args.out or (folders[0] / "report" if len(folders) == 1 else several)
-    print(f"report: {report.write(store, folders, out)}")
+    usual = folders[0] / "report" if len(folders) == 1 else several
+    print(f"report: {report.write(store, folders, args.out or usual)}")
     return 0
 
 

@@ -258,46 +258,6 @@ def read_run(folder: Path) -> dict[str, Any]:
     return record
 
 
-def join(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The records of several runs as one, with themselves as `runs`; a single one as it is.
-
-    Methods may have their own settings. Raises InputError where one method has several on a task, or where methods had
-    other demonstrations or were not evaluated alike.
-    """
-    if len(records) == 1:
-        return records[0]
-    cells: dict[tuple[str, str, int], dict[str, Any]] = {}
-    seen: dict[str, tuple[dict[str, Any], Any]] = {}
-    for record in records:
-        for cell in record["cells"]:
-            for place, values in _shared(cell).items():
-                known, name = seen.setdefault(place, (values, record.get("run")))
-                if differ := sorted(k for k in known.keys() & values.keys() if known[k] != values[k]):
-                    named = ", ".join(differ[:4]) + ", ..." * (len(differ) > 4)
-                    raise InputError(
-                        f"runs {name} and {record.get('run')} differ in {named} of {place}; no report can show both"
-                    )
-            cells.setdefault((cell["method"], cell["task"], cell["seed"]), cell)
-    profiles = dict.fromkeys(str(record.get("profile")) for record in records)
-    return {
-        "run": ",".join(str(record.get("run")) for record in records), "profile": ", ".join(profiles),
-        "updated": max(float(record.get("updated") or 0) for record in records),
-        "cells": list(cells.values()), "runs": list(records),
-    }  # fmt: skip
-
-
-def _shared(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What all cells of a task, of a method on it, and of a seed of that must have in common."""
-    config = {key: value for key, value in cell.get("config", {}).items() if not key.startswith("video.")}
-    fair = {key: value for key, value in config.items() if key.startswith(("evaluation.", "coverage.", "simulation."))}
-    stages, task = cell["stages"], cell["task"]
-    method = f"{cell['method']} on {task}"
-    return {
-        task: fair | {"start states": stages["starts"], "demonstrations": stages["demos"]}, method: config,
-        f"{method}, seed {cell['seed']}": {"results": stages["finetune"]},
-    }  # fmt: skip
-
-
 def _is_cell(record: Any) -> bool:
     """Whether this is what `Cell.record` returned once."""
     if not isinstance(record, dict) or not {"method", "task", "seed", "stages"} <= set(record):

@@ -82,7 +82,8 @@ def origin(run: dict[str, Any]) -> list[Block]:
         elif commit.endswith("+"):
             blocks.append(Text(f"Commit {commit}: the code had changes that no commit holds.", loud=True))
     for versions in dict.fromkeys(map(_versions, runs)):
-        blocks.append(Code(versions or "unknown", "Versions"))
+        of = [str(each.get("run")) for each in runs if _versions(each) == versions]
+        blocks.append(Code(versions or "unknown", "Versions" + (f" of {together(of)}" if len(of) < len(runs) else "")))
     blocks.append(Heading("Settings that differ from the defaults", 3))
     rows = changed(run)
     if rows:

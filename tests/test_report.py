@@ -134,17 +134,20 @@ def test_seeds_that_came_later_join_though_other_settings_of_the_pictures(
         cell["config"] |= {"video.seeds": 0, "rl.newer": 1}
     for cell in run.cells:
         cell["config"].setdefault("video.seeds", 1)
-    parted(run, [c for c in run.cells if c not in later], later)
+    first, second = parted(run, [c for c in run.cells if c not in later], later)
+    record = json.loads((second / "run.json").read_text())
+    write_json(second / "run.json", record | {"versions": {"python": "3.12.0"}})
     assert cli.main(["report", "--results", str(run.store.root), "--run", "part-0, part-1,"]) == 0
     page = run.store.root / "reports/part-0+part-1/index.html"
-    assert capsys.readouterr().out == f"report: {page}\n" and "15 of 15 cells finished" in read(page).text
+    assert capsys.readouterr().out == f"report: {page}\n" and "15 of 15 cells finished" in (text := read(page).text)
+    assert all(f"Versions of {folder.name}" in text for folder in (first, second))
 
 
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("config", "part-0 and part-1 differ in rl.decisions of plain on toy/reach;"),
-        ("evaluation", "differ in evaluation.states of toy/reach;"),
+        ("rl.decisions", "part-0 and part-1 differ in rl.decisions of plain on toy/reach;"),
+        ("evaluation.states", "differ in evaluation.states of toy/reach;"),
         ("starts", "differ in start states of toy/reach;"),
         ("demos", "differ in demonstrations of toy/reach;"),
         ("finetune", "differ in results of plain on toy/reach, seed 2;"),
@@ -155,10 +158,7 @@ def test_runs_that_contradict_each_other_make_no_report(run: Fabricated, tmp_pat
     for cell in run.cells:
         cell["config"]["evaluation.states"] = 4
     cells = json.loads(json.dumps([c for c in run.cells if c["method"] == "plain"]))
-    if where in ("starts", "demos", "finetune"):
-        cells[2]["stages"][where] = "another"
-    else:
-        cells[2]["config"][{"config": "rl.decisions", "evaluation": "evaluation.states"}[where]] = 8
+    cells[2]["config" if "." in where else "stages"][where] = "another"
     with pytest.raises(InputError, match=said):
         report.write(run.store, parted(run, run.cells, cells), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pandas as pd
 
 from bench import store as schema
-from bench.plan import STAGES, join, read_run
+from bench.plan import STAGES, read_run
 from bench.store import Entry, Store, read_table
 from bench.types import InputError
 
@@ -26,7 +26,7 @@ _CELL: dict[str, str] = {"method": "str", "task": "str", "seed": "int64"}
 class Curves:
     """Tidy tables of a run, or of several as one; each but `cells` starts with the columns method, task, seed."""
 
-    run: dict[str, Any]  # run.json, or what `plan.join` makes of several
+    run: dict[str, Any]  # run.json, or what `join` makes of several
     cells: pd.DataFrame  # one row per planned cell: status, failure, costs, chosen σ
     episodes: pd.DataFrame  # one row per episode of an evaluation during fine-tuning
     coverage: pd.DataFrame  # one row per episode of the frozen policy before RL
@@ -81,6 +81,46 @@ class _Reader:
             else:
                 frame.insert(position, column, cell[column])
         return frame
+
+
+def join(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The records of several runs as one, with themselves as `runs`; a single one as it is.
+
+    Methods may have their own settings. Raises InputError where one method has several on a task, or where methods had
+    other demonstrations or were not evaluated alike.
+    """
+    if len(records) == 1:
+        return records[0]
+    cells: dict[tuple[str, str, int], dict[str, Any]] = {}
+    seen: dict[str, tuple[dict[str, Any], Any]] = {}
+    for record in records:
+        for cell in record["cells"]:
+            for place, values in _shared(cell).items():
+                known, name = seen.setdefault(place, (values, record.get("run")))
+                if differ := sorted(k for k in known.keys() & values.keys() if known[k] != values[k]):
+                    named = ", ".join(differ[:4]) + ", ..." * (len(differ) > 4)
+                    raise InputError(
+                        f"runs {name} and {record.get('run')} differ in {named} of {place}; no report can show both"
+                    )
+            cells.setdefault((cell["method"], cell["task"], cell["seed"]), cell)
+    profiles = dict.fromkeys(str(record.get("profile")) for record in records)
+    return {
+        "run": ",".join(str(record.get("run")) for record in records), "profile": ", ".join(profiles),
+        "updated": max(float(record.get("updated") or 0) for record in records),
+        "cells": list(cells.values()), "runs": list(records),
+    }  # fmt: skip
+
+
+def _shared(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What all cells of a task, of a method on it, and of a seed of that must have in common."""
+    config = {key: value for key, value in cell.get("config", {}).items() if not key.startswith("video.")}
+    fair = {key: value for key, value in config.items() if key.startswith(("evaluation.", "coverage.", "simulation."))}
+    stages, task = cell["stages"], cell["task"]
+    method = f"{cell['method']} on {task}"
+    return {
+        task: fair | {"start states": stages["starts"], "demonstrations": stages["demos"]}, method: config,
+        f"{method}, seed {cell['seed']}": {"results": stages["finetune"]},
+    }  # fmt: skip
 
 
 def gather(store: Store, *folders: Path) -> Curves:
