@@ -1,9 +1,9 @@
-"""Draws what no single run has: crossover.png, leads.png, bounds.png and beside.png from the tables in this folder.
+"""Draws what no single run has: the five figures in this folder, from the tables in it.
 
 `.venv/bin/python results/reference/published/draw.py` in the repository's root. leads.csv holds rows of the runs' own
 tables/leads.csv; narrow.csv the same with z within 1.5, but for bc's success before RL, which is that of leads.csv, so
-that a task has one place; bounds.csv the areas on tuning seeds; published_curves.csv what can be read off the curves of
-TMRL (arXiv 2605.12236), ± 0.02.
+that a task has one place; bounds.csv the areas on tuning seeds; reach.csv how far z moves what a policy does;
+published_curves.csv what can be read off the curves of TMRL (arXiv 2605.12236), ± 0.02.
 """
 
 from __future__ import annotations
@@ -117,6 +117,37 @@ def bounds() -> Figure:
     return figure
 
 
+def reach() -> Figure:
+    """Area of every setting of bound and α on the tuning seed against how far z moves the policy's chunks."""
+    tuned = pd.concat([pd.read_csv(FOLDER / folder / "tuning.csv") for folder in ("equal", "equal_close")])
+    tuned = tuned[tuned["method"].isin(STEERED) & ~tuned["setting"].str.contains("temperature|exponent|start")]
+    z_bound = tuned["setting"].str.extract(r"z_bound=([\d.]+)")[0].astype(float).fillna(2.8)
+    alpha = tuned["setting"].str.extract(r"alpha=([\d.]+)")[0].astype(float)
+    alpha = alpha.fillna(1.0).where(tuned["method"] == "posterior_bc", 0.0)
+    tuned = tuned.assign(z_bound=z_bound, alpha=alpha, policy=tuned["method"].replace("csp_tmrl", "csp"))
+    areas = tuned.groupby(["task", "method", "policy", "alpha", "z_bound"], as_index=False)["area"].mean()
+    reached = pd.read_csv(FOLDER / "reach.csv").fillna({"alpha": 0.0})
+    reached["task"] = reached["task"].str.removeprefix("navigation/")
+    ends = reached.groupby(["task", "policy", "alpha", "z_bound"])["reach"].agg(["min", "median", "max"])
+    table = areas.join(ends, on=["task", "policy", "alpha", "z_bound"])
+    style = figures.Style(STEERED)
+    figure, panels = figures.new_figure(style, 3.6, columns=3, width=8.0)
+    tasks = "large-instruction", "giant-instruction", "large-unseen"
+    for axes, task in zip(panels, tasks, strict=True):
+        for method, rows in table[table["task"] == f"pointmaze-{task}"].groupby("method"):
+            axes.hlines(rows["area"], rows["min"], rows["max"], color=style.colour(method), alpha=0.3)
+            axes.plot(rows["median"], rows["area"], color=style.colour(method), marker=style.marker(method),
+                      linestyle="", markersize=6, label=method)  # fmt: skip
+            for _, row in rows[(rows["alpha"] > 1) & (rows["z_bound"] == 1.5)].iterrows():
+                axes.annotate(f"{row['alpha']:.0f}", (row["median"], row["area"]), (4, -9), fontsize=7,
+                              textcoords="offset points", color=style.theme.ink)  # fmt: skip
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.set_xlabel("reach of z", fontsize=9)
+        figures.title(axes, f"pointmaze-{task}", style)
+    label(figure, panels, style, "area under the success curve")
+    return figure
+
+
 def beside() -> Figure:
     """The published curves and ours over the same axis."""
     style = figures.Style([*NAMES.values(), "csp", "residual"])
@@ -152,5 +183,5 @@ def label(figure: Figure, panels: list[Axes], style: figures.Style, y: str) -> N
 
 
 if __name__ == "__main__":
-    for draw in (crossover, leads, bounds, beside):
+    for draw in (crossover, leads, bounds, reach, beside):
         figures.write_bytes(FOLDER / f"{draw.__name__}.png", figures.render(draw(), "png"))

@@ -1,0 +1,66 @@
+"""Measures how far z moves what a policy does: which actions an agent that steers z can choose between.
+
+`.venv/bin/python results/reference/published/reach.py RESULTS [SEED ...]` in the repository's root prints rows of
+reach.csv, one for every policy of bc, posterior_bc and csp in the results folder, σ of csp and bound of z. At 1,000
+demonstrated states, with their contexts, 16 z each, one for the whole chunk and even within the bound, as the agent's
+first: `reach` is the deviation over z of the chunk's mean action, root mean square over states and action entries,
+`at_edge` the share of action entries at the edge of the action space.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import policies, registry, seeding
+from bench.stages import demos
+from bench.store import Store
+
+COLUMNS = "task", "policy", "alpha", "sigma", "seed", "z_bound", "reach", "at_edge"
+BOUNDS = 1.0, 1.5, 2.0, 2.8, 4.0, 6.0, 8.0
+STATES, DRAWS = 1_000, 16
+
+
+def measure(store: Store, folder: Path, spec: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Rows of a pretrained policy."""
+    policy = policies.load(folder)
+    task = registry.task(spec["task"]).split(policy.dims.context_keys)
+    shown = demos.load(store.entry("demos", spec["inputs"]["demos"]), task)
+    rng = seeding.rng(0, "reach", task.id)
+    rows = np.repeat(rng.choice(len(shown.actions), STATES, replace=False), DRAWS)
+    states, contexts = shown.vector(task.state_keys)[rows], shown.vector(task.context_keys)[rows]
+    z = rng.uniform(-1, 1, (len(rows), 1, policy.dims.action)).repeat(policy.dims.chunk, 1)
+    eps = rng.standard_normal(contexts.shape)
+    found = []
+    for sigma in (0.0, 0.5, 1.0) if policy.takes_sigma else (0.0,):
+        for bound in BOUNDS:
+            inputs = states, contexts, z * bound, np.full(len(rows), sigma), eps
+            chunks = policy.act(*(x.astype(np.float32) for x in inputs))
+            means = chunks.mean(1).reshape(STATES, DRAWS, -1)
+            reach = float(np.sqrt(means.var(1, ddof=1).mean()))
+            name, alpha = spec["function"].split(".")[1], spec["config"].get("alpha", "")
+            numbers = round(reach, 3), round(float((np.abs(chunks) >= 1).mean()), 3)
+            found.append((task.id, name, alpha, sigma, spec["seed"], bound, *numbers))
+    return found
+
+
+def main(results: Path, seeds: list[int]) -> None:
+    """Rows of the policies of the seeds named, or of all."""
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow(COLUMNS)
+    rows = []
+    for file in results.glob("stages/pretrain/*/meta.json"):
+        spec = json.loads(file.read_text())["spec"]
+        known = spec["function"] in ("methods.bc", "methods.posterior_bc", "methods.csp")
+        if known and (not seeds or spec["seed"] in seeds):
+            rows += measure(Store(results), file.parent, spec)
+    out.writerows(sorted(rows))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [int(seed) for seed in sys.argv[2:]])
