@@ -1,10 +1,11 @@
 """Measures how far z moves what a policy does: which actions an agent that steers z can choose between.
 
-`.venv/bin/python results/reference/published/reach.py RESULTS [SEED ...]` in the repository's root prints rows of
-reach.csv, one for every policy of bc, posterior_bc and csp in the results folder, σ of csp and bound of z. At 1,000
-demonstrated states, with their contexts, 16 z each, one for the whole chunk and even within the bound, as the agent's
-first: `reach` is the deviation over z of the chunk's mean action, root mean square over states and action entries,
-`at_edge` the share of action entries at the edge of the action space.
+`.venv/bin/python results/reference/published/reach.py RESULTS SEED TASK ...` in the repository's root prints rows of
+reach.csv, one for every policy of bc, posterior_bc and csp that the results folder has for them, σ of csp and bound of
+z. At 1,000 demonstrated states, with their contexts and, where σ is above 0, one ε each, 16 z are drawn evenly within
+the bound, each for the whole chunk, as the agent's first are: `reach` is the deviation over z of the chunk's mean
+action, root mean square over states and action entries, `at_edge` the share of action entries at the edge of the
+action space.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def measure(store: Store, folder: Path, spec: dict[str, Any]) -> list[tuple[Any,
     rows = np.repeat(rng.choice(len(shown.actions), STATES, replace=False), DRAWS)
     states, contexts = shown.vector(task.state_keys)[rows], shown.vector(task.context_keys)[rows]
     z = rng.uniform(-1, 1, (len(rows), 1, policy.dims.action)).repeat(policy.dims.chunk, 1)
-    eps = rng.standard_normal(contexts.shape)
+    eps = rng.standard_normal((STATES, policy.dims.context)).repeat(DRAWS, 0)
     found = []
     for sigma in (0.0, 0.5, 1.0) if policy.takes_sigma else (0.0,):
         for bound in BOUNDS:
@@ -49,18 +50,18 @@ def measure(store: Store, folder: Path, spec: dict[str, Any]) -> list[tuple[Any,
     return found
 
 
-def main(results: Path, seeds: list[int]) -> None:
-    """Rows of the policies of the seeds named, or of all."""
+def main(results: Path, seed: int, tasks: list[str]) -> None:
+    """Rows of the policies of that seed, for the tasks named."""
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(COLUMNS)
     rows = []
     for file in results.glob("stages/pretrain/*/meta.json"):
         spec = json.loads(file.read_text())["spec"]
         known = spec["function"] in ("methods.bc", "methods.posterior_bc", "methods.csp")
-        if known and (not seeds or spec["seed"] in seeds):
+        if known and spec["seed"] == seed and spec["task"] in tasks:
             rows += measure(Store(results), file.parent, spec)
     out.writerows(sorted(rows))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [int(seed) for seed in sys.argv[2:]])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
