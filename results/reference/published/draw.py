@@ -121,7 +121,7 @@ def reach() -> Figure:
     """Area of every setting of bound and α on the tuning seed against how far z moves the policy's chunks."""
     tuned = pd.concat([pd.read_csv(FOLDER / folder / "tuning.csv") for folder in ("equal", "equal_close")])
     tuned = tuned[tuned["method"].isin(STEERED) & ~tuned["setting"].str.contains("temperature|exponent|start")]
-    z_bound = tuned["setting"].str.extract(r"z_bound=([\d.]+)")[0].astype(float).fillna(2.8)
+    z_bound = tuned["setting"].str.extract(r"z_bound=([\d.]+)")[0].astype(float).fillna(2.8)  # unseen goals' own
     alpha = tuned["setting"].str.extract(r"alpha=([\d.]+)")[0].astype(float)
     alpha = alpha.fillna(1.0).where(tuned["method"] == "posterior_bc", 0.0)
     tuned = tuned.assign(z_bound=z_bound, alpha=alpha, policy=tuned["method"].replace("csp_tmrl", "csp"))
@@ -134,7 +134,10 @@ def reach() -> Figure:
     figure, panels = figures.new_figure(style, 3.6, columns=3, width=8.0)
     tasks = "large-instruction", "giant-instruction", "large-unseen"
     for axes, task in zip(panels, tasks, strict=True):
-        for method, rows in table[table["task"] == f"pointmaze-{task}"].groupby("method"):
+        own = table[table["task"] == f"pointmaze-{task}"]
+        cloned = own[own["method"].isin(["bc", "posterior_bc"])]
+        rank = cloned["area"].corr(cloned["median"], method="spearman")
+        for method, rows in own.groupby("method"):
             axes.hlines(rows["area"], rows["min"], rows["max"], color=style.colour(method), alpha=0.3)
             axes.plot(rows["median"], rows["area"], color=style.colour(method), marker=style.marker(method),
                       linestyle="", markersize=6, label=method)  # fmt: skip
@@ -142,7 +145,7 @@ def reach() -> Figure:
                 axes.annotate(f"{row['alpha']:.0f}", (row["median"], row["area"]), (4, -9), fontsize=7,
                               textcoords="offset points", color=style.theme.ink)  # fmt: skip
         axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.set_xlabel("reach of z", fontsize=9)
+        axes.set_xlabel(f"reach of z; rank correlation, cloned: {rank:.2f}", fontsize=8)
         figures.title(axes, f"pointmaze-{task}", style)
     label(figure, panels, style, "area under the success curve")
     return figure
