@@ -10,6 +10,7 @@ action space.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import sys
@@ -50,18 +51,23 @@ def measure(store: Store, folder: Path, spec: dict[str, Any]) -> list[tuple[Any,
     return found
 
 
-def main(results: Path, seed: int, tasks: list[str]) -> None:
-    """Rows of the policies of that seed, for the tasks named."""
-    out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(COLUMNS)
-    rows = []
-    for file in results.glob("stages/pretrain/*/meta.json"):
+def main() -> None:
+    """Rows of the policies of a seed, for the tasks named."""
+    parser = argparse.ArgumentParser(description="Prints how far z moves what pretrained policies do.")
+    parser.add_argument("results", type=Path, help="results folder with the policies")
+    parser.add_argument("seed", type=int, help="seed of the policies")
+    parser.add_argument("tasks", nargs="+", help="task ids")
+    wanted = parser.parse_args()
+    rows: list[tuple[Any, ...]] = []
+    for file in wanted.results.glob("stages/pretrain/*/meta.json"):
         spec = json.loads(file.read_text())["spec"]
         known = spec["function"] in ("methods.bc", "methods.posterior_bc", "methods.csp")
-        if known and spec["seed"] == seed and spec["task"] in tasks:
-            rows += measure(Store(results), file.parent, spec)
-    out.writerows(sorted(rows))
+        if known and spec["seed"] == wanted.seed and spec["task"] in wanted.tasks:
+            rows += measure(Store(wanted.results), file.parent, spec)
+    if not rows:
+        parser.error(f"{wanted.results}: no policy of seed {wanted.seed} for {', '.join(wanted.tasks)}")
+    csv.writer(sys.stdout, lineterminator="\n").writerows([COLUMNS, *sorted(rows)])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    main()

@@ -7,6 +7,7 @@ the demonstrated chunks, in deviations of the action. The ensemble is the quick 
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import sys
@@ -57,18 +58,25 @@ def measure(store: Store, spec: dict[str, Any]) -> tuple[Any, ...]:
     return task.id, spec["policy"]["context"], ensemble.members, spec["seed"], *(round(x, 3) for x in found)
 
 
-def main(results: Path, tasks: list[str]) -> None:
+def main() -> None:
     """Rows of the tasks named, or of all."""
+    parser = argparse.ArgumentParser(description="Prints how far posterior_bc's ensemble spreads.")
+    parser.add_argument("results", type=Path, help="results folder with policies of bc or posterior_bc")
+    parser.add_argument("tasks", nargs="*", help="task ids; none: all there are")
+    wanted = parser.parse_args()
     first: dict[str, dict[str, Any]] = {}
-    for file in sorted(results.glob("stages/pretrain/*/meta.json")):
+    for file in sorted(wanted.results.glob("stages/pretrain/*/meta.json")):
         spec = json.loads(file.read_text())["spec"]
-        if spec["function"] in ("methods.bc", "methods.posterior_bc") and (not tasks or spec["task"] in tasks):
+        known = spec["function"] in ("methods.bc", "methods.posterior_bc")
+        if known and (not wanted.tasks or spec["task"] in wanted.tasks):
             first.setdefault(spec["task"], spec)
+    if not first:
+        parser.error(f"{wanted.results}: no policy of bc or posterior_bc for {', '.join(wanted.tasks) or 'any task'}")
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(COLUMNS)
     for spec in first.values():
-        out.writerow(measure(Store(results), spec))
+        out.writerow(measure(Store(wanted.results), spec))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main()
