@@ -103,7 +103,7 @@ class Variant:
     cubes: int
     demonstrated: Split
     finetuned: Split
-    bounds: dict[str, float] = field(default_factory=dict)  # of what agents choose, from tuning seeds (docs/methods.md)
+    bounds: dict[str, float] = field(default_factory=dict)  # of what agents choose; docs/published/settings.md
 
 
 def draw_layout(rng: np.random.Generator, cubes: int, allowed: Allowed) -> Layout:

@@ -117,7 +117,7 @@ class Variant:
     pairs: Callable[[Maze], Sequence[Pair]]  # fine-tuning: starts and goals, all equally likely
     goals: Callable[[Maze], Sequence[Cell]]  # demonstrations: commanded goals, all equally likely
     context: str = "goal"  # observation key; "instruction": the goal reaches the policy in no other way
-    bounds: dict[str, float] = field(default_factory=dict)  # of what agents choose, from tuning seeds (docs/methods.md)
+    bounds: dict[str, float] = field(default_factory=dict)  # of what agents choose; docs/published/settings.md
 
 
 LADDER = (4, 6, 8, 12)  # path lengths in cells
