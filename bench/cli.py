@@ -14,19 +14,8 @@ from typing import Any, NoReturn
 import bench
 from bench import config as cfg
 from bench import registry
-from bench.plan import (
-    PRESETS,
-    PROFILES,
-    SEEDS,
-    Plan,
-    Request,
-    check_profiles,
-    default_jobs,
-    make_plan,
-    pair,
-    parse_seeds,
-    read_run,
-)
+from bench.plan import Plan, default_jobs, make_plan, read_run
+from bench.settings import PRESETS, PROFILES, SEEDS, Request, check_profiles, pair, parse_seeds
 from bench.store import Store, masked
 from bench.types import InputError, Stopped
 
@@ -368,7 +357,7 @@ def command_show(args: argparse.Namespace) -> int:
 def command_list(args: argparse.Namespace) -> int:
     """What there is."""
     if args.keys:
-        from bench.plan import Settings
+        from bench.settings import Settings
 
         rows = cfg.describe(Settings, "")
         for name, module in registry.methods().items():

@@ -19,7 +19,7 @@ import torch
 from bench import flow, policies, registry
 from bench import pretraining as loop
 from bench.plan import Cell as PlannedCell
-from bench.plan import Request
+from bench.settings import Request
 from bench.stages import demos, finetune
 from bench.stages.common import Reporter
 from bench.store import Store

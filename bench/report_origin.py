@@ -125,9 +125,9 @@ def changed(run: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def _defaults(methods: set[str]) -> dict[str, Any]:
     """Dotted key → default of this version, of settings and of those methods that it has."""
-    from bench import config, plan, registry  # here, as it imports all methods
+    from bench import config, registry, settings  # here, as it imports all methods
 
-    found = config.flat(config.as_dict(plan.Settings()))
+    found = config.flat(config.as_dict(settings.Settings()))
     for name, module in registry.methods().items():
         if name in methods:
             found |= {f"{name}.{key}": value for key, value in config.as_dict(module.Config()).items()}

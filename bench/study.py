@@ -18,8 +18,8 @@ from typing import Any
 from bench import config as cfg
 from bench import study_report, study_tables
 from bench.executor import Board, Executor
-from bench.plan import TUNING_SEEDS, Request
 from bench.screen import screen as plan_screen
+from bench.settings import TUNING_SEEDS, Request
 from bench.store import Store, masked, write_json
 from bench.study_book import Book, check_storage
 from bench.study_report import Findings, Gap, Move, Setting, gap, runs_of

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from bench import config as cfg
 from bench import registry
-from bench.plan import Settings, all_keys
+from bench.settings import Settings, all_keys
 from bench.types import InputError
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import numpy as np
 
 from bench import config as cfg
 from bench import registry, stats, summary
-from bench.plan import STAGE_VERSIONS, TUNING_SEEDS, Cell, Plan, Request, make_plan, settings_of
+from bench.plan import STAGE_VERSIONS, Cell, Plan, make_plan
+from bench.settings import TUNING_SEEDS, Request, settings_of
 from bench.store import LIBRARIES, Entry, Store, versions
 from bench.study_space import Parameter, PerTask, Values, plain, show
 from bench.types import InputError

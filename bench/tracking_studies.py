@@ -12,7 +12,7 @@ from optuna.study import Study, load_study
 from optuna.trial import FrozenTrial, TrialState
 
 from bench import registry
-from bench.plan import TUNING_SEEDS, settings_of
+from bench.settings import TUNING_SEEDS, settings_of
 from bench.store import masked, read_json
 from bench.study_book import Book, gone, open_storage, spent
 from bench.study_spec import Instance, Spec

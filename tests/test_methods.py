@@ -14,8 +14,9 @@ import torch
 from bench import config as cfg
 from bench import nets, policies, registry, seeding
 from bench.evaluate import rollouts
-from bench.plan import Request, make_plan
+from bench.plan import make_plan
 from bench.pretraining import PretrainConfig, Trainer, chunk_table
+from bench.settings import Request
 from bench.stages.pretrain import load
 from bench.stats import wilson
 from bench.steering import decode, frozen

@@ -11,7 +11,8 @@ import pytest
 
 from bench import cli, registry
 from bench import config as cfg
-from bench.plan import Request, Settings, make_plan, parse_seeds
+from bench.plan import make_plan
+from bench.settings import Request, Settings, parse_seeds
 from bench.types import InputError
 
 ROOT = Path(__file__).parent.parent

@@ -23,7 +23,7 @@ from studies import ROOT, SEARCH, TINY, arguments, by_start, made, spec_of, spec
 
 from bench import cli, plan, registry, study, study_book, study_report, study_space, study_spec
 from bench import config as cfg
-from bench.plan import TUNING_SEEDS
+from bench.settings import TUNING_SEEDS
 from bench.store import Store
 from bench.study_book import Book, NumberedSampler
 from bench.study_spec import RETEST_SEEDS
@@ -78,7 +78,7 @@ def test_spaces_of_every_method_and_fields_by_name() -> None:
 
 
 def cli_settings() -> Any:
-    from bench.plan import Settings
+    from bench.settings import Settings
 
     return Settings
 
