@@ -36,9 +36,15 @@ NAMED = {
     "manipspace/cube-single-shifted": "the cube elsewhere",
     "robosuite_tasks/lift-unseen": "the arm, unseen cubes",
 }
-OURS = {
-    "ours, 6 cells away": ("ladder", "navigation/pointmaze-giant-6"),
-    "ours, instructions": ("instruction", "navigation/pointmaze-giant-instruction"),
+BESIDE = {  # a published task → panels of ours: name → folder and task
+    "pointmaze-giant": {
+        "ours, 6 cells away": ("ladder", "navigation/pointmaze-giant-6"),
+        "ours, instructions": ("instruction", "navigation/pointmaze-giant-instruction"),
+    },
+    "cube-single": {
+        "ours, in other words": ("cube", "manipspace/cube-single-instruction"),
+        "ours, the cube itself": ("cube_single", "manipspace/cube-single"),
+    },
 }
 
 
@@ -154,22 +160,23 @@ def reach() -> Figure:
 def beside() -> Figure:
     """The published curves and ours over the same axis."""
     style = figures.Style([*NAMES.values(), "csp", "residual"])
-    figure, panels = figures.new_figure(style, 3.4, columns=3, width=8.0)
-    published = pd.read_csv(FOLDER / "published_curves.csv")
-    published = published[published["task"] == "pointmaze-giant"].replace({"method": NAMES})
+    published = pd.read_csv(FOLDER / "published_curves.csv").replace({"method": NAMES})
     published = published.rename(columns={"online_steps": "x", "success_rate": "success"})
-    curves = {"published, pointmaze-giant": published}
-    for name, (folder, task) in OURS.items():
-        table = pd.read_csv(FOLDER / folder / "tables" / "curves.csv")
-        table = table[(table["axis"] == "control_steps") & ~table["with_pretraining"] & (table["x"] > 0)]
-        own = table[(table["task"] == task) & table["method"].isin(list(NAMES.values()))]
-        curves[name] = own.assign(x=own["x"] / CONTROL_STEPS)
+    curves = {}
+    for theirs, ours in BESIDE.items():
+        curves[f"published, {theirs}"] = published[published["task"] == theirs]
+        for name, (folder, task) in ours.items():
+            table = pd.read_csv(FOLDER / folder / "tables" / "curves.csv")
+            table = table[(table["axis"] == "control_steps") & ~table["with_pretraining"] & (table["x"] > 0)]
+            own = table[(table["task"] == task) & table["method"].isin(list(NAMES.values()))]
+            curves[name] = own.assign(x=own["x"] / CONTROL_STEPS)
+    figure, panels = figures.new_figure(style, 6.2, rows=len(BESIDE), columns=3, width=8.0)
     for axes, (name, table) in zip(panels, curves.items(), strict=True):
         for method, rows in table.groupby("method"):
             axes.plot(rows["x"], rows["success"], color=style.colour(method), marker=style.marker(method),
                       markersize=3.5, label=method)  # fmt: skip
-        axes.set(xscale="log", xlim=(300, 1.2e6), ylim=(-0.02, 1.02))
-        axes.set_xticks([1e3, 1e4, 1e5, 1e6], labels=["1k", "10k", "100k", "1M"])
+        axes.set(xscale="log", xlim=(100, 1.2e6), ylim=(-0.02, 1.02))
+        axes.set_xticks([1e2, 1e3, 1e4, 1e5, 1e6], labels=["100", "1k", "10k", "100k", "1M"])
         axes.minorticks_off()
         axes.set_xlabel(f"steps of {CONTROL_STEPS} control steps", fontsize=9)
         figures.title(axes, name, style)
@@ -181,7 +188,8 @@ def label(figure: Figure, panels: list[Axes], style: figures.Style, y: str) -> N
     """The name of what is drawn upwards, and those of the lines below."""
     lines = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.supylabel(y, fontsize=9, color=style.theme.ink)
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3 if len(panels) == 4 else len(lines),
+    side_by_side = 5 if figure.get_figwidth() > figures.WIDTH else 3
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(len(lines), side_by_side),
                   frameon=False, fontsize=9, labelcolor=style.theme.ink)  # fmt: skip
 
 
