@@ -231,5 +231,10 @@ def _lead(ranked: tuple[Standing, ...]) -> str:
 def _open(s: Standing) -> str:
     if s.gap is None or np.isnan(s.gap.low):
         return f"{s.method} ({spread(s.gap, sign=True)}, no interval)"
-    need = f", about {s.more_seeds:,} more seed{'s' * (s.more_seeds > 1)} would decide" if s.more_seeds else ""
+    need = f", {about(s.more_seeds)} more seed{'s' * (s.more_seeds > 1)} would decide" if s.more_seeds else ""
     return f"{s.method} ({spread(s.gap, sign=True)}{need})"
+
+
+def about(seeds: int) -> str:
+    """A number of seeds that would decide, as roughly as it is known: what nobody will run is over 1,000."""
+    return f"about {seeds}" if seeds <= 1_000 else "over 1,000"

@@ -11,7 +11,7 @@ import pandas as pd
 from bench import report_regime, summary
 from bench.page import Table
 from bench.report_coverage import Relation
-from bench.report_ranking import Pair, Ranking, spread
+from bench.report_ranking import Pair, Ranking, about, spread
 from bench.report_regime import Lead
 from bench.stats import Estimate
 from bench.summary import Result, TaskResult
@@ -53,7 +53,7 @@ def ranking(found: Ranking) -> Table:
 
 
 def _more(seeds: int | None) -> str:
-    return "cannot be said" if seeds is None else f"about {number(seeds)}"
+    return "cannot be said" if seeds is None else about(seeds)
 
 
 def ranking_frame(found: Ranking) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pytest
 from known import FAST, SLOW, result_of, task_of
 
 from bench import report_coverage, report_curves, report_tables, report_words, summary
-from bench.report_ranking import Ranking, Standing, pairs, rank, spread, verdict
+from bench.report_ranking import Ranking, Standing, about, pairs, rank, spread, verdict
 from bench.stats import Estimate
 from bench.summary import Result, TaskResult
 
@@ -78,6 +78,10 @@ def ranking_of(*gaps: Estimate, fewest: int = 5) -> Ranking:
     ]
     first = Standing("first", fewest, fewest, fewest, Estimate(0.9, 0.8, 1.0))
     return Ranking(("t/t",), (), (first, *rest))
+
+
+def test_seeds_that_nobody_will_run_are_not_counted_out() -> None:
+    assert about(4) == "about 4" and about(1_000) == "about 1000" and about(9_554) == "over 1,000"
 
 
 def test_verdict_says_no_more_than_the_intervals() -> None:
