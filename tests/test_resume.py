@@ -16,6 +16,7 @@ import pytest
 
 from bench import plan as planning
 from bench.executor import run_unit, single_threaded
+from bench.settings import Request
 from bench.stages.common import Reporter
 from bench.store import COVERAGE, EPISODES, TRAINING, Store, read_table, sha256
 
@@ -30,7 +31,7 @@ SMALL: dict[str, Any] = {
 
 
 def make(method: str, task: str, **changes: Any) -> planning.Plan:
-    return planning.make_plan(planning.Request((method,), (task,), (0,), "smoke", SMALL | changes))
+    return planning.make_plan(Request((method,), (task,), (0,), "smoke", SMALL | changes))
 
 
 def run_all(store: Store, plan: planning.Plan, stages: tuple[str, ...] = planning.STAGES) -> None:

@@ -21,7 +21,7 @@ import pytest
 from optuna.trial import TrialState
 from studies import ROOT, SEARCH, TINY, arguments, by_start, made, spec_of, specs
 
-from bench import cli, plan, registry, study, study_book, study_report, study_space, study_spec
+from bench import cli, registry, settings, study, study_book, study_report, study_space, study_spec
 from bench import config as cfg
 from bench.settings import TUNING_SEEDS
 from bench.store import Store
@@ -228,7 +228,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, schedule: str, error: type[Exception
         if config.schedule == schedule:
             raise error(f"{method} cannot do {schedule}")
 
-    monkeypatch.setattr(plan, "_check_config", check)
+    monkeypatch.setattr(settings, "_check_config", check)
 
 
 @pytest.mark.parametrize("error", [InputError, ValueError])

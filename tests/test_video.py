@@ -16,6 +16,7 @@ from bench import doctor, evaluate, registry, video
 from bench import plan as planning
 from bench.executor import Board, Executor, run_unit
 from bench.screen import screen
+from bench.settings import Request
 from bench.stages import video as stage
 from bench.stages.common import Reporter, environment
 from bench.stages.curves import cell_status, gather, stages
@@ -226,7 +227,7 @@ def test_stopping_leaves_it_to_do(done: tuple[Store, planning.Plan]) -> None:
 
 def test_results_do_not_depend_on_pictures() -> None:
     """Neither keys nor the run's name; pictures are of the first seeds, and come last."""
-    request = planning.Request(("csp", "bc"), ("toy/reach", "toy/reach-unseen"), (3, 0, 1), "smoke")
+    request = Request(("csp", "bc"), ("toy/reach", "toy/reach-unseen"), (3, 0, 1), "smoke")
     usual = planning.make_plan(request)
     other = {n: planning.make_plan(dataclasses.replace(request, command={"video.seeds": n})) for n in (0, 2)}
     assert [len(p.videos) for p in (usual, *other.values())] == [4, 0, 8]
