@@ -15,7 +15,7 @@ import bench
 from bench import config as cfg
 from bench import registry
 from bench.plan import Plan, default_jobs, make_plan, read_run
-from bench.settings import PRESETS, PROFILES, SEEDS, Request, check_profiles, pair, parse_seeds
+from bench.settings import PRESETS, PROFILES, SEEDS, Request, Settings, check_profiles, pair, parse_seeds
 from bench.store import Store, masked
 from bench.types import InputError, Stopped
 
@@ -357,8 +357,6 @@ def command_show(args: argparse.Namespace) -> int:
 def command_list(args: argparse.Namespace) -> int:
     """What there is."""
     if args.keys:
-        from bench.settings import Settings
-
         rows = cfg.describe(Settings, "")
         for name, module in registry.methods().items():
             rows += cfg.describe(module.Config, f"{name}.")

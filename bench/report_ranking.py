@@ -237,4 +237,4 @@ def _open(s: Standing) -> str:
 
 def about(seeds: int) -> str:
     """A number of seeds that would decide, as roughly as it is known: what nobody will run is over 1,000."""
-    return f"about {seeds}" if seeds <= 1_000 else "over 1,000"
+    return f"about {seeds:,}" if seeds <= 1_000 else "over 1,000"

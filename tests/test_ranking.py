@@ -81,7 +81,7 @@ def ranking_of(*gaps: Estimate, fewest: int = 5) -> Ranking:
 
 
 def test_seeds_that_nobody_will_run_are_not_counted_out() -> None:
-    assert about(4) == "about 4" and about(1_000) == "about 1000" and about(9_554) == "over 1,000"
+    assert about(4) == "about 4" and about(1_000) == "about 1,000" and about(9_554) == "over 1,000"
 
 
 def test_verdict_says_no_more_than_the_intervals() -> None:

@@ -73,14 +73,8 @@ def test_spaces_of_every_method_and_fields_by_name() -> None:
         "posterior_bc"
     ]
     assert {p.key for p in spec_of("--method", "bc", "--space", "rl,z_bound").space} == {
-        "bc.z_bound", *(k for k, f in cfg.keys(cli_settings()).items() if f.metadata.get("search"))}  # fmt: skip
+        "bc.z_bound", *(k for k, f in cfg.keys(settings.Settings).items() if f.metadata.get("search"))}  # fmt: skip
     assert [s.method for s in specs("--space", "schedule")] == ["csp", "csp_tmrl"]
-
-
-def cli_settings() -> Any:
-    from bench.settings import Settings
-
-    return Settings
 
 
 def test_context_keys_are_choices_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import kept
 import numpy as np
 import numpy.typing as npt
 
@@ -61,10 +61,9 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="results folder with the policies")
     wanted = parser.parse_args()
     rows: list[tuple[Any, ...]] = []
-    for file in wanted.results.glob("stages/pretrain/*/meta.json"):
-        spec = json.loads(file.read_text())["spec"]
-        if spec["function"] in ("methods.bc", "methods.posterior_bc", "methods.csp") and spec["task"] == TASK:
-            rows += measure(Store(wanted.results), file.parent, spec)
+    for folder, spec in kept.policies(wanted.results, "bc", "posterior_bc", "csp"):
+        if spec["task"] == TASK:
+            rows += measure(Store(wanted.results), folder, spec)
     if not rows:
         parser.error(f"{wanted.results}: no policy for {TASK}")
     csv.writer(sys.stdout, lineterminator="\n").writerows([COLUMNS, *sorted(rows, key=str)])

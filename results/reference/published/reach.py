@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import kept
 import numpy as np
 
 from bench import policies, registry, seeding
@@ -59,11 +59,9 @@ def main() -> None:
     parser.add_argument("tasks", nargs="+", help="task ids")
     wanted = parser.parse_args()
     rows: list[tuple[Any, ...]] = []
-    for file in wanted.results.glob("stages/pretrain/*/meta.json"):
-        spec = json.loads(file.read_text())["spec"]
-        known = spec["function"] in ("methods.bc", "methods.posterior_bc", "methods.csp")
-        if known and spec["seed"] == wanted.seed and spec["task"] in wanted.tasks:
-            rows += measure(Store(wanted.results), file.parent, spec)
+    for folder, spec in kept.policies(wanted.results, "bc", "posterior_bc", "csp"):
+        if spec["seed"] == wanted.seed and spec["task"] in wanted.tasks:
+            rows += measure(Store(wanted.results), folder, spec)
     if not rows:
         parser.error(f"{wanted.results}: no policy of seed {wanted.seed} for {', '.join(wanted.tasks)}")
     csv.writer(sys.stdout, lineterminator="\n").writerows([COLUMNS, *sorted(rows)])

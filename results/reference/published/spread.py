@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import kept
 import torch
 
 from bench import config, nets, registry, seeding
@@ -65,10 +65,8 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", help="task ids; none: all there are")
     wanted = parser.parse_args()
     first: dict[str, dict[str, Any]] = {}
-    for file in sorted(wanted.results.glob("stages/pretrain/*/meta.json")):
-        spec = json.loads(file.read_text())["spec"]
-        known = spec["function"] in ("methods.bc", "methods.posterior_bc")
-        if known and (not wanted.tasks or spec["task"] in wanted.tasks):
+    for _, spec in kept.policies(wanted.results, "bc", "posterior_bc"):
+        if not wanted.tasks or spec["task"] in wanted.tasks:
             first.setdefault(spec["task"], spec)
     if not first:
         parser.error(f"{wanted.results}: no policy of bc or posterior_bc for {', '.join(wanted.tasks) or 'any task'}")
